@@ -1,0 +1,24 @@
+"""Norm-based optimization for PyTorch: a network's modular norm, and the optimizer that follows from it."""
+
+from normgeo import constraints, geometry, linalg, nn, norms, optim, rules, steps
+from normgeo.geometry import Leaf
+from normgeo.norms import Norm
+from normgeo.plan import Plan, compile, optimizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Leaf",
+    "Norm",
+    "Plan",
+    "compile",
+    "constraints",
+    "geometry",
+    "linalg",
+    "nn",
+    "norms",
+    "optim",
+    "optimizer",
+    "rules",
+    "steps",
+]

@@ -1,0 +1,57 @@
+"""The Constraint: what is done to gradients before, and to weights after, the step."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["Constraint", "Free", "Rate"]
+
+
+class Rate(NamedTuple):
+    """How long the step was, each () or (n, 1, ..., 1)."""
+
+    eta: Tensor
+    """η = lr · value of the step size"""
+    relative: Tensor
+    """η over the lr that the group was made with: the schedule alone, whoever runs it"""
+
+
+class Constraint(ABC):
+    """Keeps the weights W (n, *shape) of a stack of leaves where they should be. At η = 0 the optimizer moves nothing.
+
+    >>> class Positive(Constraint):
+    ...     def retract(self, W, old, rate, state): return W.clamp_min(0)
+    >>> import torch
+    >>> Positive().retract(torch.tensor([[-1.0, 2.0]]), None, None, {})
+    tensor([[0., 2.]])
+    """
+
+    needs: Mapping[str, int] = {}
+
+    def init(self, W: Tensor) -> dict[str, Tensor]:
+        """State per leaf."""
+        return {}
+
+    def tangent(self, W: Tensor, G: Tensor, state: dict[str, Tensor]) -> Tensor:
+        """The part of the gradient along which W may move."""
+        return G
+
+    @abstractmethod
+    def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
+        """Bring W, the weights after the step, back to the set; `old` are the weights before it."""
+
+
+@dataclass(frozen=True)
+class Free(Constraint):
+    """No constraint.
+
+    >>> import torch
+    >>> Free().retract(torch.ones(1), torch.zeros(1), None, {})
+    tensor([1.])
+    """
+
+    def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
+        return W

@@ -1,0 +1,26 @@
+"""Mass, sensitivity and the graph: how a change of each weight reaches the output of the network."""
+
+from normgeo.geometry.declare import GeometryError, declare, register, registered, trace
+from normgeo.geometry.factor import Factor, assumed, bound, typical
+from normgeo.geometry.graph import Graph, Node, Use
+from normgeo.geometry.leaf import Leaf, View
+from normgeo.geometry.mass import mass, tare
+
+__all__ = [
+    "Factor",
+    "GeometryError",
+    "Graph",
+    "Leaf",
+    "Node",
+    "Use",
+    "View",
+    "assumed",
+    "bound",
+    "declare",
+    "mass",
+    "register",
+    "registered",
+    "tare",
+    "trace",
+    "typical",
+]

@@ -1,0 +1,81 @@
+"""How a module tells its geometry: one registered function per module type, ours and anybody's alike."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import nn
+
+from normgeo.geometry.graph import Graph, Node
+
+__all__ = ["GeometryError", "declare", "register", "registered", "trace"]
+
+
+class GeometryError(ValueError):
+    """A module whose geometry is unknown or impossible; the message names it and the line to write."""
+
+
+@functools.singledispatch
+def declare(module: nn.Module, graph: Graph, *inputs: Any) -> Any:
+    """Add a module's operations to the graph and return the node of its output (a tuple of nodes for several)."""
+    name, path = type(module).__name__, ".".join(graph.path) or "the model itself"
+    raise GeometryError(
+        f"module {name} ({path}) has no geometry; write @normgeo.geometry.register({name}) above a function "
+        f"(module, graph, *inputs) that adds its operations, or build it from normgeo.nn modules"
+    )
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def register(module_type: type[nn.Module]) -> Callable[[F], F]:
+    """Declare the geometry of a module type.
+
+    >>> import torch, normgeo as ng
+    >>> class Halve(torch.nn.Module):
+    ...     def forward(self, x): return x / 2
+    >>> @ng.geometry.register(Halve)
+    ... def _(module, graph, x): return graph.op("halve", x, slots=ng.geometry.bound(0.5))
+    >>> ng.compile(ng.nn.Linear(4, 4) @ Halve() @ ng.nn.Linear(4, 4)).leaves[0].sensitivity
+    0.5
+    """
+
+    def keep(function: F) -> F:
+        declare.register(module_type)(function)
+        return function
+
+    return keep
+
+
+def registered(module: nn.Module) -> bool:
+    """Whether the type of a module, or one of its bases, has a geometry.
+
+    >>> registered(nn.Bilinear(1, 1, 1))
+    False
+    """
+    return declare.dispatch(type(module)) is not declare.dispatch(nn.Module)
+
+
+def trace(module: nn.Module, graph: Graph, *inputs: Any, name: str = "") -> Any:
+    """Declare a child module from within its parent's function; `name` is its name there and shows in errors.
+
+    >>> from normgeo.nn import Identity
+    >>> trace(Identity(), (graph := Graph()), graph.input()).op
+    'input'
+    """
+    if name:
+        graph.path.append(name)
+    try:
+        return declare(module, graph, *inputs)
+    finally:
+        if name:
+            graph.path.pop()
+
+
+def single(node: Any, op: str) -> Node:
+    """The one node that an operation needs, or an error that says what it got."""
+    if not isinstance(node, Node):
+        raise GeometryError(f"{op} takes one tensor, but what runs before it gives {len(node)}")
+    return node

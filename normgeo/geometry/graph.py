@@ -1,0 +1,123 @@
+"""The graph of a network's operations, and the two passes over it: sizes flow forward, sensitivities backward.
+
+    size(n)  is computed by each operation from the sizes of its inputs, when the node is made
+    μ(output) = 1,   μ(n) = Σ over consumers c of slot sensitivity · μ(c)
+
+On a tree this is the recursion of the modular norm (Large et al., arXiv 2405.14813); on any other DAG it still holds,
+since the change of the output is the sum over paths of what each path passes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch.nn import Parameter
+
+from normgeo.geometry.factor import Factor, bound
+from normgeo.geometry.leaf import View
+from normgeo.norms import Norm
+
+__all__ = ["Graph", "Node", "Use"]
+
+ONE, ZERO = bound(1.0), bound(0.0)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation: what it is called, what it consumes with which sensitivity, and how large its output can be."""
+
+    index: int
+    op: str
+    path: str
+    inputs: tuple[int, ...]
+    slots: tuple[Factor, ...]
+    size: Factor
+    features: int | None = None
+    """width of the last axis of the output, where it is known"""
+
+
+@dataclass(frozen=True)
+class Use:
+    """A parameter at work: a change Δ changes the output of `node` by at most input_norm·‖Δ‖, the first to first order."""
+
+    parameter: Parameter
+    node: int
+    role: str
+    norm: Norm
+    mass: float
+    input_norm: Factor
+    view: View | None = None
+    block: str = ""
+    """name of the block of a fused parameter"""
+
+
+class Graph:
+    """Operations in the order in which they run. Modules add to it with `op` and `use`; see `normgeo.geometry.register`.
+
+    >>> from normgeo.geometry import bound
+    >>> graph = Graph()
+    >>> x = graph.input()
+    >>> half = graph.op("halve", x, slots=bound(0.5), size=bound(0.5))
+    >>> total = graph.op("add", x, half, slots=(bound(1.0), bound(1.0)), size=bound(1.5))
+    >>> [factor.value for factor in graph.sensitivities(total)]
+    [1.5, 1.0, 1.0]
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.uses: list[Use] = []
+        self.path: list[str] = []
+
+    def input(self, size: Factor = ONE, features: int | None = None) -> Node:
+        """What the network is given; by default of size 1 (RMS over features, at most 1 for every token)."""
+        return self._add(Node(len(self.nodes), "input", "", (), (), size, features))
+
+    def op(
+        self,
+        name: str,
+        *inputs: Node,
+        slots: Factor | Sequence[Factor] = ONE,
+        size: Factor | None = None,
+        features: int | None = None,
+    ) -> Node:
+        """Add an operation. `slots`: its sensitivity to each input, one for all or one each. `size`: of its output, by
+        default Σ slot·size(input), right for linear operations and those with op(0) = 0. `features`: as the first input.
+        """
+        each = (slots,) * len(inputs) if isinstance(slots, Factor) else tuple(slots)
+        if len(each) != len(inputs):
+            raise ValueError(f"operation {name!r} has {len(inputs)} inputs and {len(each)} sensitivities")
+        if size is None:
+            size = sum((s * x.size for s, x in zip(each, inputs, strict=True)), start=ZERO)
+        if features is None and inputs:
+            features = inputs[0].features
+        path = ".".join(self.path)
+        return self._add(Node(len(self.nodes), name, path, tuple(i.index for i in inputs), each, size, features))
+
+    def use(
+        self,
+        parameter: Parameter,
+        node: Node,
+        *,
+        role: str,
+        norm: Norm,
+        mass: float = 1.0,
+        input_norm: Factor = ONE,
+        view: View | None = None,
+        block: str = "",
+    ) -> None:
+        """Say that `node` uses a parameter. Sizes below 1 count as 1: the unit ball is what modules are declared for."""
+        self.uses.append(Use(parameter, node.index, role, norm, mass, input_norm.at_least(ONE), view, block))
+
+    def sensitivities(self, output: Node) -> list[Factor]:
+        """μ of every node: how much a change of its output can change `output`."""
+        mu = [ZERO] * len(self.nodes)
+        mu[output.index] = ONE
+        for node in reversed(self.nodes[: output.index + 1]):
+            for source, slot in zip(node.inputs, node.slots, strict=True):
+                mu[source] = mu[source] + slot * mu[node.index]
+        return mu
+
+    def _add(self, node: Node) -> Node:
+        self.nodes.append(node)
+        return node

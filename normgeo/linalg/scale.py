@@ -1,0 +1,40 @@
+"""Sizes that neither underflow nor overflow: divide by a power of two first, which is exact."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["exponent", "l2", "shift"]
+
+
+def exponent(x: Tensor, ndim: int) -> Tensor:  # (*b, *d) -> (*b, 1, ..., 1)
+    """e with 2^(e-1) ≤ max|x| < 2^e over the last `ndim` axes (0 where x = 0), as int32.
+
+    >>> exponent(torch.tensor([3.0, -0.5]), ndim=1)
+    tensor([2], dtype=torch.int32)
+    """
+    largest = x.abs().amax(dim=tuple(range(-ndim, 0)), keepdim=True)
+    return torch.frexp(largest).exponent
+
+
+def shift(x: Tensor, e: Tensor | int) -> Tensor:
+    """x · 2^e, exact unless the result itself leaves the range of the dtype.
+
+    The factor is applied in two halves because 2^e alone overflows float32 when x is denormal.
+
+    >>> shift(torch.tensor([2.0**-140]), 140)
+    tensor([1.])
+    """
+    e = torch.as_tensor(e, device=x.device)
+    half = torch.div(e, 2, rounding_mode="floor")
+    return torch.ldexp(torch.ldexp(x, half), e - half)
+
+
+def l2(x: Tensor, ndim: int) -> Tensor:  # (*b, *d) -> (*b, 1, ..., 1)
+    """‖x‖₂ over the last `ndim` axes, kept as axes of length 1; the squares can neither underflow nor overflow.
+
+    >>> l2(torch.tensor([3e-30, 4e-30]), ndim=1)
+    tensor([5.0000e-30])
+    """
+    e = exponent(x, ndim)
+    size = torch.linalg.vector_norm(shift(x, -e), dim=tuple(range(-ndim, 0)), keepdim=True)
+    return shift(size, e)

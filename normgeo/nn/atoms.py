@@ -1,0 +1,176 @@
+"""Atoms: modules that own one weight, with its norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from normgeo.geometry import Graph, Node, bound, mass, register
+from normgeo.geometry.declare import single
+from normgeo.geometry.graph import ZERO
+from normgeo.nn.algebra import Module
+from normgeo.norms import RMS, L1ToRMS, Linf, Norm, RMSToRMS
+
+__all__ = ["Atom", "Bias", "Embedding", "Gain", "Linear"]
+
+
+class Atom(Module):
+    """A module that owns one parameter, `weight`, of size 1 in `norm` unless it starts at a fixed value."""
+
+    role: str
+    norm: Norm
+    weight: nn.Parameter
+
+    def __init__(
+        self, shape: tuple[int, ...], role: str, norm: Norm, start: float | None, options: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        if not all(isinstance(n, int) and n > 0 for n in shape):
+            raise ValueError(f"{type(self).__name__}: sizes must be whole numbers > 0, got {shape}")
+        self.role, self.norm, self._start = role, norm, start
+        self.weight = nn.Parameter(torch.empty(shape, **options))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the weight anew."""
+        if self.weight.is_meta:
+            return
+        if self._start is not None:
+            self.weight.fill_(self._start)
+        else:
+            self.weight.copy_(self.norm.init(self.weight.shape, dtype=self.weight.dtype, device=self.weight.device))
+
+    def extra_repr(self) -> str:
+        return f"{', '.join(map(str, self.weight.shape))}, norm={self.norm}, mass={self.mass:g}"
+
+
+class Linear(Atom):
+    """x ↦ W x without bias, W (out, in). ‖W‖ is RMS→RMS, so a unit weight keeps the RMS of its input at most as it is.
+
+    `zero=True` starts at W = 0, the usual choice for the head of a classifier or language model.
+
+    >>> Linear(784, 256).weight.shape
+    torch.Size([256, 784])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        zero: bool = False,
+        role: str = "linear",
+        norm: Norm | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        options = {"dtype": dtype, "device": device}
+        super().__init__((out_features, in_features), role, norm or RMSToRMS(), 0.0 if zero else None, options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight)
+
+
+class Embedding(Atom):
+    """Token ids ↦ rows of W (num, dim). ‖W‖ is the largest row RMS, so each row starts, and is updated, on its own.
+
+    >>> Embedding(65, 128)(torch.tensor([[3, 5]])).shape
+    torch.Size([1, 2, 128])
+    """
+
+    def __init__(
+        self,
+        num: int,
+        dim: int,
+        *,
+        norm: Norm | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__((num, dim), "embedding", norm or L1ToRMS(), None, {"dtype": dtype, "device": device})
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return functional.embedding(ids, self.weight)
+
+
+class Gain(Atom):
+    """x ↦ γ ⊙ x, from γ = 1. ‖γ‖ = max|γᵢ|, since RMS(γ ⊙ x) ≤ max|γᵢ|·RMS(x).
+
+    >>> Gain(3)(torch.ones(3))
+    tensor([1., 1., 1.], grad_fn=<MulBackward0>)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        norm: Norm | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__((dim,), "gain", norm or Linf(), 1.0, {"dtype": dtype, "device": device})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+class Bias(Atom):
+    """x ↦ x + b, from b = 0. ‖b‖ = RMS(b). It adds 1, the size of a unit bias, to the size that what follows sees.
+
+    >>> Bias(3)(torch.ones(3))
+    tensor([1., 1., 1.], grad_fn=<AddBackward0>)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        norm: Norm | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__((dim,), "bias", norm or RMS(), 0.0, {"dtype": dtype, "device": device})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight
+
+
+@register(Linear)
+def _(module: Linear, graph: Graph, x: Any) -> Node:
+    x = _features(module, single(x, "Linear"), module.weight.shape[1])
+    return _used(module, graph, graph.op("linear", x, features=module.weight.shape[0]), x)
+
+
+@register(Embedding)
+def _(module: Embedding, graph: Graph, ids: Any) -> Node:
+    ids = single(ids, "Embedding")
+    out = graph.op("embed", ids, slots=ZERO, size=bound(1.0), features=module.weight.shape[1])
+    return _used(module, graph, out, None)
+
+
+@register(Gain)
+def _(module: Gain, graph: Graph, x: Any) -> Node:
+    x = _features(module, single(x, "Gain"), module.weight.shape[0])
+    return _used(module, graph, graph.op("gain", x, features=module.weight.shape[0]), x)
+
+
+@register(Bias)
+def _(module: Bias, graph: Graph, x: Any) -> Node:
+    x = _features(module, single(x, "Bias"), module.weight.shape[0])
+    return _used(module, graph, graph.op("bias", x, size=x.size + bound(1.0), features=module.weight.shape[0]), None)
+
+
+def _used(module: Atom, graph: Graph, out: Node, x: Node | None) -> Node:
+    size = bound(1.0) if x is None else x.size
+    graph.use(module.weight, out, role=module.role, norm=module.norm, mass=mass(module), input_norm=size)
+    return out
+
+
+def _features(module: Atom, x: Node, wanted: int) -> Node:
+    if x.features not in (None, wanted):
+        raise ValueError(f"{type(module).__name__} of {wanted} features follows an operation with {x.features}")
+    return x

@@ -1,0 +1,171 @@
+"""Bonds: modules without weights, with a sensitivity that is a bound or says that it is typical."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from normgeo.geometry import Graph, Node, bound, register, typical
+from normgeo.geometry.declare import single
+from normgeo.geometry.graph import ZERO
+from normgeo.nn.algebra import Module
+
+__all__ = ["GELU", "Add", "Enumerate", "Identity", "LayerNorm", "RMSNorm", "ReLU", "Typical"]
+
+
+class Identity(Module):
+    """x ↦ x.
+
+    >>> Identity()(1)
+    1
+    """
+
+    def forward(self, x: Any) -> Any:
+        return x
+
+
+class Add(Module):
+    """A tuple of tensors ↦ their sum; sensitivity 1 to each.
+
+    >>> Add()(torch.ones(2), torch.ones(2))
+    tensor([2., 2.])
+    """
+
+    def forward(self, first: Tensor, *rest: Tensor) -> Tensor:
+        return sum(rest, start=first)
+
+
+class ReLU(Module):
+    """max(x, 0), entry by entry; bound 1.
+
+    >>> ReLU()(torch.tensor([-1.0, 2.0]))
+    tensor([0., 2.])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(x)
+
+
+class GELU(Module):
+    """x·Φ(x); bound 1.129, its steepest slope (at x = √2), and |x·Φ(x)| ≤ |x|.
+
+    >>> GELU()(torch.tensor([0.0, 10.0]))
+    tensor([ 0., 10.])
+    """
+
+    SLOPE = 1.1289
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.gelu(x)
+
+
+class _Normalisation(Module):
+    def __init__(self, eps: float = 1e-5) -> None:
+        super().__init__()
+        if not eps > 0:
+            raise ValueError(f"{type(self).__name__}: eps must be > 0, got {eps}")
+        self.eps = eps
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps:g}"
+
+
+class LayerNorm(_Normalisation):
+    """(x - mean)/√(var + ε) over the last axis, without weights: follow it with Gain and Bias if they are wanted.
+
+    Typical sensitivity 1; the bound is 1/min √(var + ε) over tokens, which needs the activations.
+
+    >>> LayerNorm()(torch.tensor([3.0, 5.0]))
+    tensor([-1.0000,  1.0000])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.layer_norm(x, x.shape[-1:], eps=self.eps)
+
+
+class RMSNorm(_Normalisation):
+    """x/√(RMS(x)² + ε) over the last axis, without weights. Typical sensitivity 1; the bound is 1/min √(RMS² + ε).
+
+    >>> RMSNorm()(torch.tensor([3.0, -3.0]))
+    tensor([ 1.0000, -1.0000])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, x.shape[-1:], eps=self.eps)
+
+
+class Enumerate(Module):
+    """Token ids (..., t) ↦ positions 0 ... t-1, the input of a position embedding.
+
+    >>> Enumerate()(torch.tensor([[7, 7, 7]]))
+    tensor([0, 1, 2])
+    """
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return torch.arange(ids.shape[-1], device=ids.device)
+
+
+class Typical(Module):
+    """A module without weights whose sensitivity, and factor on sizes, is declared as what it typically is.
+
+    >>> from normgeo.nn import GELU
+    >>> Typical(2**0.5 * GELU(), 1.0)(torch.zeros(1))
+    tensor([0.])
+    """
+
+    def __init__(self, module: nn.Module, sensitivity: float = 1.0) -> None:
+        super().__init__()
+        if next(module.parameters(), None) is not None:
+            raise ValueError(f"Typical is for modules without weights; {type(module).__name__} has some")
+        self.module = module
+        self.sensitivity = typical(sensitivity).value
+
+    def forward(self, *x: Any) -> Any:
+        return self.module(*x)
+
+    def extra_repr(self) -> str:
+        return f"sensitivity={self.sensitivity:g}"
+
+
+@register(Identity)
+def _(module: Identity, graph: Graph, x: Any) -> Any:
+    return x
+
+
+@register(Add)
+def _(module: Add, graph: Graph, *x: Node) -> Node:
+    return graph.op("add", *x)
+
+
+@register(ReLU)
+def _(module: ReLU, graph: Graph, x: Any) -> Node:
+    return graph.op("relu", single(x, "ReLU"))
+
+
+@register(GELU)
+def _(module: GELU, graph: Graph, x: Any) -> Node:
+    x = single(x, "GELU")
+    return graph.op("gelu", x, slots=bound(module.SLOPE), size=x.size)
+
+
+@register(LayerNorm)
+def _(module: LayerNorm, graph: Graph, x: Any) -> Node:
+    return graph.op("layer norm", single(x, "LayerNorm"), slots=typical(1.0), size=bound(1.0))
+
+
+@register(RMSNorm)
+def _(module: RMSNorm, graph: Graph, x: Any) -> Node:
+    return graph.op("rms norm", single(x, "RMSNorm"), slots=typical(1.0), size=bound(1.0))
+
+
+@register(Enumerate)
+def _(module: Enumerate, graph: Graph, ids: Any) -> Node:
+    return graph.op("enumerate", single(ids, "Enumerate"), slots=ZERO, size=ZERO)
+
+
+@register(Typical)
+def _(module: Typical, graph: Graph, *x: Any) -> Node:
+    return graph.op(f"typical {type(module.module).__name__}", *x, slots=typical(module.sensitivity))

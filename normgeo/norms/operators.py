@@ -1,0 +1,93 @@
+"""Norms of matrices as operators: how much can the output change when the matrix does?"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from normgeo.linalg import Polar, PolarExpress, exponent, l2, shift
+from normgeo.norms.base import Norm, gaussian, trailing
+from normgeo.norms.vectors import rms_project, rms_unit
+
+__all__ = ["L1ToRMS", "RMSToRMS"]
+
+
+@dataclass(frozen=True)
+class RMSToRMS(Norm):
+    """W (out, in): ‖W‖ = √(in/out)·σ_max(W) = max RMS(Wx) over RMS(x) ≤ 1;  ‖G‖* = √(out/in)·Σσᵢ(G);
+    dualize(G) = √(out/in)·U Vᵀ, with U Vᵀ from `polar`. `norm` and `dual_norm` decompose exactly.
+    Source: eq. 4.2 of Bernstein & Newhouse, arXiv 2409.20325.
+
+    >>> RMSToRMS().norm(2 * torch.eye(3)), RMSToRMS().dual_norm(torch.eye(3))
+    (tensor(2.), tensor(3.))
+    """
+
+    polar: Polar = field(default_factory=PolarExpress)
+    ndim = 2
+
+    def norm(self, w: Tensor) -> Tensor:
+        return self._singular_values(w).amax(-1) / _aspect(w)
+
+    def dual_norm(self, g: Tensor) -> Tensor:
+        return self._singular_values(g).sum(-1) * _aspect(g)
+
+    def dualize(self, g: Tensor) -> Tensor:
+        return (self.polar(trailing(g, 2)) * _aspect(g)).to(g.dtype)
+
+    def project(self, w: Tensor) -> Tensor:
+        u, s, vt = torch.linalg.svd(trailing(w, 2), full_matrices=False)
+        return ((u * s.clamp_max(_aspect(w)).unsqueeze(-2)) @ vt).to(w.dtype)
+
+    def init(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """√(out/in) times a random semi-orthogonal matrix: every singular value has the size that the norm allows."""
+        g = gaussian(shape, generator, dtype, device)
+        tall = g.shape[-2] >= g.shape[-1]
+        q, r = torch.linalg.qr(g if tall else g.mT)
+        q = q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).unsqueeze(-2)  # else not uniform (Haar)
+        return ((q if tall else q.mT) * _aspect(g)).to(dtype or torch.get_default_dtype())
+
+    @staticmethod
+    def _singular_values(w: Tensor) -> Tensor:  # (*b, m, n) -> (*b, min(m, n))
+        w = trailing(w, 2)
+        e = exponent(w, 2)
+        return shift(torch.linalg.svdvals(shift(w, -e)), e.squeeze(-1))
+
+
+@dataclass(frozen=True)
+class L1ToRMS(Norm):
+    """An embedding table (num, dim), one row picked at a time: ‖W‖ = maxᵢ RMS(wᵢ);  ‖G‖* = Σᵢ √dim·‖gᵢ‖₂;
+    dualize(G) = each row over its RMS, zero rows staying zero (denormal rows do not overflow).
+
+    >>> L1ToRMS().dualize(torch.tensor([[1e-44, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
+    tensor([[2., 0., 0., 0.],
+            [0., 0., 0., 0.]])
+    """
+
+    ndim = 2
+    independent = 1
+
+    def norm(self, w: Tensor) -> Tensor:
+        w = trailing(w, 2)
+        return l2(w, 1).squeeze(-1).amax(-1) / math.sqrt(w.shape[-1])
+
+    def dual_norm(self, g: Tensor) -> Tensor:
+        g = trailing(g, 2)
+        return l2(g, 1).squeeze(-1).sum(-1) * math.sqrt(g.shape[-1])
+
+    def dualize(self, g: Tensor) -> Tensor:
+        return rms_unit(trailing(g, 2)).to(g.dtype)
+
+    def project(self, w: Tensor) -> Tensor:
+        return rms_project(trailing(w, 2)).to(w.dtype)
+
+
+def _aspect(w: Tensor) -> float:
+    return math.sqrt(w.shape[-2] / w.shape[-1])

@@ -1,0 +1,72 @@
+"""Norms on vectors: the last axis."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from normgeo.linalg import exponent, l2, shift
+from normgeo.norms.base import Norm, trailing
+
+__all__ = ["RMS", "Linf", "rms_project", "rms_unit"]
+
+
+def rms_unit(g: Tensor) -> Tensor:  # (*b, d) -> (*b, d)
+    """g / RMS(g), and 0 for 0. Exact under powers of two, denormals included."""
+    x = shift(g, -exponent(g, 1))
+    # A nonzero x now has ‖x‖₂ ≥ 1/2, so the clamp only meets x = 0.
+    return x * (math.sqrt(g.shape[-1]) / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(0.25))
+
+
+def rms_project(w: Tensor) -> Tensor:  # (*b, d) -> (*b, d)
+    """w / max(1, RMS(w))."""
+    return w / (l2(w, 1) / math.sqrt(w.shape[-1])).clamp_min(1)
+
+
+@dataclass(frozen=True)
+class RMS(Norm):
+    """‖w‖ = ‖w‖₂/√d;  ‖g‖* = √d·‖g‖₂;  dualize(g) = g/RMS(g). The size of activations and biases.
+
+    >>> RMS().norm(torch.tensor([3.0, -3.0, 3.0, 3.0]))
+    tensor(3.)
+    """
+
+    ndim = 1
+
+    def norm(self, w: Tensor) -> Tensor:
+        w = trailing(w, 1)
+        return l2(w, 1).squeeze(-1) / math.sqrt(w.shape[-1])
+
+    def dual_norm(self, g: Tensor) -> Tensor:
+        g = trailing(g, 1)
+        return l2(g, 1).squeeze(-1) * math.sqrt(g.shape[-1])
+
+    def dualize(self, g: Tensor) -> Tensor:
+        return rms_unit(trailing(g, 1)).to(g.dtype)
+
+    def project(self, w: Tensor) -> Tensor:
+        return rms_project(trailing(w, 1)).to(w.dtype)
+
+
+@dataclass(frozen=True)
+class Linf(Norm):
+    """‖w‖ = max|wᵢ|;  ‖g‖* = Σ|gᵢ|;  dualize(g) = sign(g). The size of gains: RMS(γ ⊙ x) ≤ ‖γ‖·RMS(x).
+
+    >>> Linf().dualize(torch.tensor([0.5, -2.0, 0.0]))
+    tensor([ 1., -1.,  0.])
+    """
+
+    ndim = 1
+
+    def norm(self, w: Tensor) -> Tensor:
+        return trailing(w, 1).abs().amax(-1)
+
+    def dual_norm(self, g: Tensor) -> Tensor:
+        return trailing(g, 1).abs().sum(-1)
+
+    def dualize(self, g: Tensor) -> Tensor:
+        return trailing(g, 1).sign().to(g.dtype)
+
+    def project(self, w: Tensor) -> Tensor:
+        return trailing(w, 1).clamp(-1, 1).to(w.dtype)

@@ -1,0 +1,53 @@
+"""The Direction: a smoothed gradient in, a direction of unit size out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from normgeo.norms import Norm
+from normgeo.rules.base import State
+from normgeo.steps import Stats
+
+__all__ = ["Direction", "Dualize"]
+
+
+class Direction(ABC):
+    """Turns M (n, *shape) into the direction D that is subtracted. By default it is the dual of M in the leaf's norm.
+
+    >>> import torch
+    >>> class Normalised(Direction):
+    ...     def __call__(self, M, state, W): return M / M.flatten(1).norm(dim=1)
+    >>> Normalised()(torch.tensor([[3.0]]), {}, None)
+    tensor([[1.]])
+    """
+
+    needs: Mapping[str, int] = {}
+
+    def init(self, W: Tensor) -> State:
+        """State per leaf."""
+        return {}
+
+    def observe(self, G: Tensor, state: State, stats: Stats) -> None:
+        """See the raw gradients, for preconditioners; `stats.hvp` is there on the steps that `needs` asks for."""
+        return
+
+    @abstractmethod
+    def __call__(self, M: Tensor, state: State, W: Tensor) -> Tensor:
+        """The direction D."""
+
+
+@dataclass(frozen=True)
+class Dualize(Direction):
+    """D = argmax ⟨M, t⟩ over norm(t) ≤ 1.
+
+    >>> import torch, normgeo as ng
+    >>> Dualize(ng.norms.Linf())(torch.tensor([[3.0, -1.0]]), {}, None)
+    tensor([[ 1., -1.]])
+    """
+
+    norm: Norm
+
+    def __call__(self, M: Tensor, state: State, W: Tensor) -> Tensor:
+        return self.norm.dualize(M)

@@ -1,0 +1,54 @@
+"""The Iterate: what becomes of the weights once direction and step size are known."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from normgeo.rules.base import State
+
+__all__ = ["Descent", "Iterate"]
+
+
+class Iterate(ABC):
+    """Writes the step. An iterate may keep sequences of its own (averages) and say which weights to evaluate.
+
+    >>> class Averaged(Iterate):
+    ...     def init(self, W): return {"mean": W.clone()}
+    ...     def write(self, W, D, eta, state):
+    ...         state["mean"].lerp_(W - eta * D, 0.1)
+    ...         return W - eta * D
+    ...     def average(self, W, state): return state["mean"]
+    >>> import torch
+    >>> state = Averaged().init(torch.zeros(1, 1))
+    >>> Averaged().write(torch.zeros(1, 1), torch.ones(1, 1), 0.5, state), state["mean"]
+    (tensor([[-0.5000]]), tensor([[-0.0500]]))
+    """
+
+    needs: Mapping[str, int] = {}
+
+    def init(self, W: Tensor) -> State:
+        """State per leaf."""
+        return {}
+
+    @abstractmethod
+    def write(self, W: Tensor, D: Tensor, eta: Tensor, state: State) -> Tensor:
+        """The new weights; D already has the size of the leaf's radius."""
+
+    def average(self, W: Tensor, state: State) -> Tensor:
+        """The weights to evaluate with; `Optimizer.averaged()` puts them in place."""
+        return W
+
+
+@dataclass(frozen=True)
+class Descent(Iterate):
+    """W ← W - η·D.
+
+    >>> import torch
+    >>> Descent().write(torch.ones(1), torch.ones(1), torch.tensor(0.25), {})
+    tensor([0.7500])
+    """
+
+    def write(self, W: Tensor, D: Tensor, eta: Tensor, state: State) -> Tensor:
+        return W - eta * D

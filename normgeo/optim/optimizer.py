@@ -1,0 +1,434 @@
+"""The optimizer: one torch.optim.Optimizer for every rule, direction, step size, iterate and constraint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from normgeo.constraints import Constraint, Decay, Free, Rate
+from normgeo.geometry import Leaf
+from normgeo.optim import checkpoint
+from normgeo.optim.direction import Direction
+from normgeo.optim.guard import Guard, Policy, Verdict
+from normgeo.optim.iterate import Descent, Iterate
+from normgeo.optim.stack import Parts, Stack, group_leaves
+from normgeo.rules import Momentum, Rule
+from normgeo.steps import Constant, Stats, StepSize, StepState
+from normgeo.steps.base import Move
+
+__all__ = ["Optimizer"]
+
+PARTS = {"rule": Rule, "direction": Direction, "step": StepSize, "iterate": Iterate, "constraint": Constraint}
+OPTIONS = {"params", "leaves", "lr", "decay", *PARTS}
+SUPPLIED = {"loss", "hvp", "moves", "updates"}
+
+
+@dataclass
+class Bound:
+    """A parameter group made ready: its stacks, and the tensors that it has once."""
+
+    stacks: list[Stack]
+    indices: list[list[int]]
+    """for each stack, the position of its parameters among all parameters that have a gradient; set in each step"""
+    count: Tensor
+    shared: dict[str, Tensor]
+
+
+class Optimizer(torch.optim.Optimizer):
+    """W ← retract(W - η·r·D), D = direction(rule(G)), η = lr·step, r the radius of each leaf in the modular norm.
+
+    Made by `plan.optimizer(model, ...)`. `params` are parameter groups, each with "params" and, in the same order, their
+    "leaves" (a tuple for each parameter); a group may have its own lr, rule, direction, step, iterate and constraint, or
+    decay=x for constraint=Decay(x). With one group, lr is the largest change (RMS) of the network's output that a step
+    may cause to first order, if the plan's factors are bounds; with several, the sum of (m_group/M)·lr_group is.
+
+    With a part that needs "hvp" the closure returns the loss and does not call backward().
+
+    >>> import torch, normgeo as ng
+    >>> model = ng.nn.MLP(8, 16, 4)
+    >>> opt = ng.compile(model).optimizer(model, lr=0.1)
+    >>> model(torch.randn(2, 8)).square().sum().backward()
+    >>> opt.step()
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        *,
+        lr: float | Tensor = 0.1,
+        rule: Rule | None = None,
+        direction: Direction | None = None,
+        step: StepSize | None = None,
+        iterate: Iterate | None = None,
+        constraint: Constraint | None = None,
+        nonfinite: Policy = "skip",
+    ) -> None:
+        self._leaves: dict[Parameter, tuple[Leaf, ...]] = {}
+        self._bound: list[Bound] | None = None
+        self._signature: tuple[Any, ...] = ()
+        self._guard = Guard(nonfinite)
+        defaults = {
+            "lr": lr,
+            "rule": Momentum(0.95, nesterov=True) if rule is None else rule,
+            "direction": direction,
+            "step": Constant() if step is None else step,
+            "iterate": Descent() if iterate is None else iterate,
+            "constraint": Free() if constraint is None else constraint,
+        }
+        super().__init__(params, defaults)
+
+    # ---- groups
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as `plan.groups(...)` makes them: "params", their "leaves", and any options of their own."""
+        group = dict(param_group)
+        if isinstance(group["params"], Tensor):
+            group["params"] = [group["params"]]
+        group["params"] = list(group["params"])
+        leaves = group.pop("leaves", None)
+        if leaves is None or len(leaves) != len(group["params"]):
+            raise ValueError(
+                "these parameters have no geometry; write plan = plan.extend(model) and then "
+                "for group in plan.groups(model, only=[names]): opt.add_param_group(group)"
+            )
+        if unknown := sorted(set(group) - OPTIONS):
+            raise ValueError(f"unknown option {unknown[0]!r} in a parameter group; known are {sorted(OPTIONS)}")
+        if (decay := group.pop("decay", None)) is not None:
+            if "constraint" in group:
+                raise ValueError("a group takes decay= or constraint=, not both; write constraint=Decay(strength)")
+            group["constraint"] = Decay(decay)
+        _check_group({**self.defaults, **group})
+        for parameter, its in zip(group["params"], leaves, strict=True):
+            _check_leaves(parameter, its)
+        super().add_param_group(group)
+        group["base_lr"] = float(group["lr"])
+        self._leaves.update(zip(group["params"], map(tuple, leaves), strict=True))
+        self._bound = None
+
+    @property
+    def skipped(self) -> int:
+        """How many steps were dropped because of NaN or Inf in a gradient (under nonfinite="skip")."""
+        self._guard.report()
+        return self._guard.skipped
+
+    # ---- one step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step. `closure`, needed only by parts that ask for the loss or for Hessian-vector products, returns it."""
+        groups = self._ready()
+        loss, graph = self._evaluate(closure, groups)
+        verdict = self._examine(groups)
+        if verdict.step:
+            for group, bound in zip(self.param_groups, groups, strict=True):
+                self._advance(group, bound, verdict, loss, graph)
+        return loss
+
+    def _advance(
+        self, group: dict[str, Any], bound: Bound, verdict: Verdict, loss: Any, graph: dict[Parameter, Tensor] | None
+    ) -> None:
+        active = [i for i, stack in enumerate(bound.stacks) if any(stack.present())]
+        if not active:
+            return
+        step: StepSize = group["step"]
+        stacks = [bound.stacks[i] for i in active]
+        alive = [_alive(stack, verdict, bound.indices[i]) for i, stack in zip(active, stacks, strict=True)]
+        before = [None if a is None else stack.snapshot() for a, stack in zip(alive, stacks, strict=True)]
+        shared_before = {name: tensor.clone() for name, tensor in bound.shared.items()}
+        stats = Stats(bound.count, torch.as_tensor(loss).detach() if "loss" in step.needs else None)
+        state = StepState(dict(bound.shared), [stack.state["step"] for stack in stacks])
+
+        # Lazily: one stack at a time, unless the step size has to see all directions before it decides.
+        moves: Iterable[Move] = (_direct(s, a, stats, graph) for s, a in zip(stacks, alive, strict=True))
+        if {"moves", "updates"} & set(step.needs):
+            moves = stats.moves = list(moves)
+        value = step.value(stats, state)
+        for i, (stack, move) in enumerate(zip(stacks, moves, strict=True)):
+            factor = value if isinstance(value, Tensor) else value[i]
+            _write(stack, move, _rate(group, factor, move), alive[i], "updates" in step.needs)
+        step.follow(stats.moves, state)
+        for stack, was, a in zip(stacks, before, alive, strict=True):
+            stack.commit(was, a)
+        self._commit_shared(bound, state, shared_before, verdict)
+
+    def _commit_shared(self, bound: Bound, state: StepState, before: dict[str, Tensor], verdict: Verdict) -> None:
+        together = verdict.finite if verdict.together else None
+        ok = None if together is None else together.all().to(bound.count.device)
+        for name, buffer in bound.shared.items():
+            new = state.shared[name].to(buffer)
+            buffer.copy_(new if ok is None else torch.where(ok, new, before[name]))
+        bound.count.add_(1 if ok is None else ok)
+
+    def _evaluate(
+        self, closure: Callable[[], Any] | None, groups: list[Bound]
+    ) -> tuple[Any, dict[Parameter, Tensor] | None]:
+        """The loss, and on steps where a part wants Hessian-vector products the gradients with their graph."""
+        needs = [part.needs for group in self.param_groups for part in _parts(group)]
+        if closure is None:
+            if any({"loss", "hvp"} & set(need) for need in needs):
+                raise ValueError(
+                    "a part of this optimizer needs the loss; call opt.step(closure) with a closure that returns it"
+                )
+            return None, None
+        with torch.enable_grad():
+            loss = closure()
+            periods = [need["hvp"] for need in needs if "hvp" in need]
+            if not periods:
+                return loss, None
+            if not (isinstance(loss, Tensor) and loss.requires_grad):
+                raise ValueError("Hessian-vector products need a closure that returns the loss with its graph")
+            done = int(groups[0].count)
+            params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+            due = any(done % period == 0 for period in periods)
+            try:
+                grads = torch.autograd.grad(loss, params, create_graph=due, allow_unused=True)
+            except RuntimeError as error:
+                raise ValueError(
+                    "Hessian-vector products need the graph of the loss: return the loss from the closure and do not call "
+                    "backward() in it"
+                ) from error
+        for p, g in zip(params, grads, strict=True):
+            p.grad = None if g is None else g.detach()
+        return loss.detach(), {p: g for p, g in zip(params, grads, strict=True) if g is not None} if due else None
+
+    def _examine(self, groups: list[Bound]) -> Verdict:
+        """Look for NaN and Inf, and tell each stack where its parameters are in the verdict."""
+        position: dict[Parameter, int] = {}
+        for bound in groups:
+            for stack in bound.stacks:
+                for p in stack.params:
+                    if p.grad is not None and p not in position:
+                        if p.grad.is_sparse:
+                            name = self._leaves[p][0].parameter
+                            raise ValueError(f"the gradient of {name} is sparse; use Embedding(..., sparse=False)")
+                        position[p] = len(position)
+            bound.indices = [[position.get(p, 0) for p in stack.params] for stack in bound.stacks]
+        names = [self._leaves[p][0].parameter for p in position]
+        return self._guard(names, [p.grad for p in position if p.grad is not None])
+
+    # ---- stacks
+
+    def _ready(self) -> list[Bound]:
+        """The stacks of each group; made anew when parameters were frozen, unfrozen, moved, cast, added or loaded."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        signature = tuple((p.requires_grad, p.dtype, p.device) for p in params)
+        if self._bound is None or signature != self._signature:
+            self._bound = [self._bind(group) for group in self.param_groups]
+            stacks = [stack for bound in self._bound for stack in bound.stacks]
+            total = float(sum(float(stack.numbers["mass"].sum()) for stack in stacks))
+            for stack in stacks:
+                stack.set_radii(total)
+            self._signature = signature
+        return self._bound
+
+    def _bind(self, group: dict[str, Any]) -> Bound:
+        parts = Parts(*(group[name] for name in PARTS))
+        params = [p for p in group["params"] if p.requires_grad]
+        entries = [(p, leaf) for p in params for leaf in self._leaves[p]]
+        stacks = [Stack(these, parts, self.state) for these in group_leaves(entries)]
+        device = params[0].device if params else torch.device("cpu")
+        numbers = {"step": torch.zeros((), device=device)}
+        for name, start in parts.step.init_shared().items():
+            numbers[f"shared.{name}"] = torch.tensor(float(start), dtype=torch.float64, device=device)
+        for key, tensor in numbers.items():
+            saved = next((self.state[p][key] for p in params if key in self.state[p]), tensor)
+            tensor.copy_(saved)
+            for p in params:
+                self.state[p][key] = tensor
+        shared = {key.removeprefix("shared."): numbers[key] for key in numbers if key != "step"}
+        return Bound(stacks, [], numbers["step"], shared)
+
+    # ---- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch, with the parts and leaves of each group in words under "structure": plain data and tensors."""
+        saved = super().state_dict()
+        for entry, group in zip(saved["param_groups"], self.param_groups, strict=True):
+            for name in PARTS:
+                del entry[name]
+            entry["structure"] = checkpoint.structure(_named_parts(group), self._group_leaves(group))
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint. Its leaves and parts must be the same; its numbers (lr, masses, radii) win."""
+        mine = [checkpoint.structure(_named_parts(group), self._group_leaves(group)) for group in self.param_groups]
+        checkpoint.compare(mine, [entry.get("structure") for entry in state_dict["param_groups"]])
+        kept = [{name: group[name] for name in PARTS} for group in self.param_groups]
+        entries = [{k: v for k, v in entry.items() if k != "structure"} for entry in state_dict["param_groups"]]
+        super().load_state_dict({**state_dict, "param_groups": entries})
+        for group, parts in zip(self.param_groups, kept, strict=True):
+            group.update(parts)
+        checkpoint.keep_dtypes(self, state_dict)
+        checkpoint.tell_numbers(self.state, self._leaves)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"_leaves": self._leaves, "_guard": self._guard, "_bound": None, "_signature": ()}
+        return {**super().__getstate__(), **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._bound = None
+
+    def _group_leaves(self, group: dict[str, Any]) -> list[Leaf]:
+        return [leaf for p in group["params"] for leaf in self._leaves[p]]
+
+    # ---- looking
+
+    def still(self) -> list[tuple[str, str]]:
+        """The leaves that a step would not move, and why."""
+        out = []
+        for group in self.param_groups:
+            for leaf, parameter in ((leaf, p) for p in group["params"] for leaf in self._leaves[p]):
+                reasons = {
+                    "frozen (requires_grad=False)": not parameter.requires_grad,
+                    "mass 0": leaf.mass == 0,
+                    "lr 0": float(group["lr"]) == 0,
+                }
+                if why := ", ".join(reason for reason, holds in reasons.items() if holds):
+                    out.append((leaf.name, why))
+        return out
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model has the weights that the iterate wants evaluated; outside, those it trains with.
+
+        >>> import normgeo as ng
+        >>> model = ng.nn.MLP(8, 16, 4)
+        >>> opt = ng.optimizer(model)
+        >>> with opt.averaged():
+        ...     pass  # evaluate the model here
+        """
+        with torch.no_grad():
+            stacks = [stack for bound in self._ready() for stack in bound.stacks]
+            training = [stack.weights() for stack in stacks]
+            for stack, W in zip(stacks, training, strict=True):
+                stack.write(stack.iterate.average(W, stack.state["iterate"]), [True] * len(stack))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for stack, W in zip(stacks, training, strict=True):
+                    stack.write(W, [True] * len(stack))
+
+    @torch.no_grad()
+    def describe(self) -> str:
+        """A line per leaf: lr, radius, how many steps moved it, and why it does not move if it does not.
+
+        >>> import normgeo as ng
+        >>> model = ng.nn.MLP(8, 16, 4)
+        >>> print(ng.optimizer(model).describe().splitlines()[1])
+        0.weight  linear  0.1  0.3333  0  has had no gradient
+        """
+        live: dict[Leaf, tuple[float, int]] = {}
+        for stack in (stack for bound in self._ready() for stack in bound.stacks):
+            radii, moves = stack.radius.flatten().tolist(), stack.numbers["moved"].tolist()
+            live.update(zip(stack.leaves, zip(radii, map(int, moves), strict=True), strict=True))
+        still = dict(self.still())
+        rows = [("leaf", "role", "lr", "radius", "moved", "")]
+        for group in self.param_groups:
+            for leaf in self._group_leaves(group):
+                radius, moved = live.get(leaf, (0.0, 0))
+                why = still.get(leaf.name, "" if moved else "has had no gradient")
+                rows.append((leaf.name, leaf.role, f"{float(group['lr']):g}", f"{radius:.4g}", str(moved), why))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _alive(stack: Stack, verdict: Verdict, indices: list[int]) -> Tensor | None:  # -> (n,) bool, None for all
+    present, good = stack.present(), verdict.good(indices)
+    if all(present):
+        return good
+    has = torch.tensor(present, device=stack.device)
+    return has if good is None else has & good.to(stack.device)
+
+
+def _direct(stack: Stack, alive: Tensor | None, stats: Stats, graph: dict[Parameter, Tensor] | None) -> Move:
+    """From gradients to the unit direction."""
+    G, W, state = stack.grads(), stack.weights(), stack.state
+    if alive is not None:
+        G = torch.where(alive.to(G.device).reshape(stack.radius.shape), G, 0)
+    G = stack.constraint.tangent(W, G, state["constraint"])
+    M = stack.rule.update(G, state["rule"])
+    observed = Stats(stats.count, stats.loss, hvp=_hvp(stack, graph)) if graph is not None else stats
+    stack.direction.observe(G, state["direction"], observed)
+    return Move(G, M, stack.direction(M, state["direction"], W), W, stack.radius)
+
+
+def _write(stack: Stack, move: Move, rate: Rate, alive: Tensor | None, keep_update: bool) -> None:
+    """From the unit direction to the weights; at η = 0 nothing moves, whatever the constraint would do."""
+    old = move.W
+    new = stack.iterate.write(old, move.radius * move.D, rate.eta, stack.state["iterate"])
+    new = stack.constraint.retract(new, old, rate, stack.state["constraint"])
+    moving = rate.eta != 0
+    if alive is not None:
+        moving = moving & alive.to(stack.device).reshape(stack.radius.shape)
+    if alive is not None or old.device.type != "cpu" or not bool(moving.all()):
+        new = torch.where(moving, new, old)
+    stack.write(new, stack.present())
+    stack.numbers["moved"] += (new != old).flatten(1).any(1)
+    if keep_update:
+        move.update = new - old
+
+
+def _rate(group: dict[str, Any], factor: Tensor, move: Move) -> Rate:
+    factor = factor.to(move.W)
+    if factor.ndim:
+        factor = factor.reshape(move.radius.shape)
+    eta = group["lr"] * factor
+    base = group["base_lr"]
+    return Rate(eta, eta / base if base else eta)
+
+
+def _hvp(stack: Stack, graph: dict[Parameter, Tensor]) -> Callable[[Tensor], Tensor]:
+    """V -> HV, H the block of the Hessian that belongs to the leaves of the stack."""
+
+    def product(V: Tensor) -> Tensor:
+        tangents = {p: v for p, v in stack.as_parameters(V).items() if p in graph}
+        params = list(tangents)
+        with torch.enable_grad():
+            grads = [graph[p] for p in params]
+            rows = torch.autograd.grad(grads, params, list(tangents.values()), retain_graph=True, allow_unused=True)
+        found = {p: torch.zeros_like(p) if row is None else row for p, row in zip(params, rows, strict=True)}
+        return stack.from_parameters({p: found.get(p, torch.zeros_like(p)) for p in stack.params})
+
+    return product
+
+
+def _named_parts(group: dict[str, Any]) -> dict[str, object]:
+    return {name: group[name] for name in PARTS}
+
+
+def _parts(group: dict[str, Any]) -> Iterator[Any]:
+    yield from (group[name] for name in PARTS if group[name] is not None)
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    lr = float(group["lr"])
+    if not (math.isfinite(lr) and lr >= 0):
+        raise ValueError(f"lr must be a finite number ≥ 0, got {lr}")
+    for name, wanted in PARTS.items():
+        part = group[name]
+        if part is None and name == "direction":
+            continue
+        if not isinstance(part, wanted):
+            raise TypeError(f"{name}= takes a normgeo {wanted.__name__}, got {part!r}")
+        if missing := sorted(set(part.needs) - SUPPLIED):
+            raise ValueError(
+                f"{name} {type(part).__name__} needs {missing}, but this optimizer supplies {sorted(SUPPLIED)}"
+            )
+
+
+def _check_leaves(parameter: Tensor, leaves: Sequence[Leaf]) -> None:
+    for leaf in leaves:
+        if parameter.is_complex():
+            raise ValueError(f"{leaf.name} is complex; norms here are real: store real and imaginary parts apart")
+        seen = tuple(leaf.read(parameter.detach()).shape)
+        if seen != leaf.shape:
+            raise ValueError(f"{leaf.name} has shape {seen}, but the plan was made for {leaf.shape}; compile again")

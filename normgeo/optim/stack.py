@@ -1,0 +1,158 @@
+"""The Stack: leaves of one norm, shape, dtype and device, seen by the mathematics as one tensor (n, *shape)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from normgeo.constraints import Constraint
+from normgeo.geometry import Leaf
+from normgeo.optim.direction import Direction, Dualize
+from normgeo.optim.iterate import Iterate
+from normgeo.rules import Rule
+from normgeo.rules.base import State
+from normgeo.steps import StepSize
+
+__all__ = ["Parts", "Stack", "group_leaves"]
+
+Store = MutableMapping[Any, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a parameter group is made to do."""
+
+    rule: Rule
+    direction: Direction | None
+    step: StepSize
+    iterate: Iterate
+    constraint: Constraint
+
+
+class Stack:
+    """Reads gradients and weights of its leaves, keeps their state in stacked buffers, and writes weights back.
+
+    The buffers' slices are what `torch.optim.Optimizer.state` holds for each parameter, so saving, loading and moving
+    state are torch's own business.
+    """
+
+    def __init__(self, entries: Sequence[tuple[Parameter, Leaf]], parts: Parts, store: Store) -> None:
+        self.params = [parameter for parameter, _ in entries]
+        self.leaves = [leaf for _, leaf in entries]
+        self.norm = self.leaves[0].norm
+        self.rule, self.iterate, self.constraint, self.step = parts.rule, parts.iterate, parts.constraint, parts.step
+        self.direction = parts.direction or Dualize(self.norm)
+        first = self.params[0]
+        self.dtype = torch.float32 if first.dtype in (torch.bfloat16, torch.float16) else first.dtype
+        self.device = first.device
+        self._bind(store)
+        self.radius = torch.empty(0)
+
+    def __len__(self) -> int:
+        return len(self.leaves)
+
+    def weights(self) -> Tensor:  # (n, *shape)
+        return self._read(lambda p: p.detach())
+
+    def grads(self) -> Tensor:  # (n, *shape), 0 where there is none
+        return self._read(lambda p: torch.zeros_like(p) if p.grad is None else p.grad)
+
+    def present(self) -> list[bool]:
+        return [p.grad is not None for p in self.params]
+
+    def write(self, W: Tensor, where: Sequence[bool]) -> None:
+        """Put the slices of W for which `where` holds back into their parameters."""
+        for p, leaf, w, wanted in zip(self.params, self.leaves, W.unbind(), where, strict=True):
+            if wanted:
+                leaf.write(p, w)
+
+    def as_parameters(self, V: Tensor) -> dict[Parameter, Tensor]:
+        """V (n, *shape) as tensors in the shapes of the parameters, 0 where they have other leaves."""
+        out: dict[Parameter, Tensor] = {}
+        for p, leaf, v in zip(self.params, self.leaves, V.unbind(), strict=True):
+            leaf.write(out.setdefault(p, torch.zeros_like(p)), v)
+        return out
+
+    def from_parameters(self, tensors: dict[Parameter, Tensor]) -> Tensor:  # (n, *shape)
+        return self._read(tensors.__getitem__)
+
+    def set_radii(self, total_mass: float) -> None:
+        """r = (mass/M)·reach, with the numbers that are saved with the parameters."""
+        radii = self.numbers["mass"] / total_mass * self.numbers["reach"] if total_mass else self.numbers["mass"] * 0
+        shape = (len(self),) + (1,) * len(self.leaves[0].shape)
+        self.radius = radii.to(self.device, self.dtype).reshape(shape)
+
+    def snapshot(self) -> dict[str, State]:
+        return {part: {k: v.clone() for k, v in state.items()} for part, state in self.state.items()}
+
+    def commit(self, before: dict[str, State] | None, alive: Tensor | None) -> None:
+        """Bring what the parts assigned back into the buffers, and undo it for leaves that are not alive."""
+        for part, state in self.state.items():
+            for name, buffer in self._buffers[part].items():
+                new = state[name]
+                if alive is not None and before is not None:
+                    new = torch.where(_like(alive, new), new, before[part][name])
+                if new is not buffer:
+                    buffer.copy_(new)
+                    state[name] = buffer
+
+    def _read(self, pick: Callable[[Parameter], Tensor]) -> Tensor:
+        seen = [leaf.read(pick(p)) for p, leaf in zip(self.params, self.leaves, strict=True)]
+        return torch.stack(seen).to(self.dtype)
+
+    def _bind(self, store: Store) -> None:
+        """Allocate the buffers, take over what the store already has, and leave their slices in the store."""
+        W = self.weights()
+        numbers: State = {
+            "mass": torch.tensor([leaf.mass for leaf in self.leaves], dtype=torch.float64),
+            "reach": torch.tensor([leaf.reach for leaf in self.leaves], dtype=torch.float64),
+            "moved": torch.zeros(len(self), device=self.device),
+        }
+        self.state: dict[str, State] = {
+            "rule": self.rule.init(W, self.norm.independent),
+            "direction": self.direction.init(W),
+            "step": self.step.init(W),
+            "iterate": self.iterate.init(W),
+            "constraint": self.constraint.init(W),
+        }
+        for part, state in [("", numbers), *self.state.items()]:
+            for name, buffer in state.items():
+                for slot, leaf, kept in zip(buffer, self.leaves, (store[p] for p in self.params), strict=True):
+                    key = state_key(leaf, part, name)
+                    if key in kept:
+                        _take_over(slot, kept[key], leaf, key)
+                    kept[key] = slot
+        self.numbers = numbers
+        self._buffers = {part: dict(state) for part, state in self.state.items()}
+
+
+def state_key(leaf: Leaf, part: str, name: str) -> str:
+    """The key of a state tensor in the optimizer's state of the leaf's parameter: "rule.momentum", "[q]rule.momentum"."""
+    block = leaf.name.removeprefix(leaf.parameter)
+    return f"{block}{part}.{name}" if part else f"{block}{name}"
+
+
+def group_leaves(
+    entries: Sequence[tuple[Parameter, Leaf]],
+) -> Iterator[list[tuple[Parameter, Leaf]]]:
+    """Leaves that can be stacked: equal norm, shape, dtype and device."""
+    stacks: dict[Any, list[tuple[Parameter, Leaf]]] = {}
+    for parameter, leaf in entries:
+        key = (leaf.norm, leaf.shape, parameter.dtype, parameter.device)
+        stacks.setdefault(key, []).append((parameter, leaf))
+    yield from stacks.values()
+
+
+def _take_over(slot: Tensor, saved: Tensor, leaf: Leaf, key: str) -> None:
+    if saved.shape != slot.shape:
+        raise ValueError(f"state {key!r} of {leaf.name} has shape {tuple(saved.shape)}, expected {tuple(slot.shape)}")
+    slot.copy_(saved)
+
+
+def _like(alive: Tensor, x: Tensor) -> Tensor:
+    return alive.to(x.device).reshape((-1,) + (1,) * (x.ndim - 1))

@@ -1,0 +1,6 @@
+"""From a network to its optimizer: compile once into a flat table of leaves, then apply."""
+
+from normgeo.plan.compile import compile, optimizer
+from normgeo.plan.plan import Plan
+
+__all__ = ["Plan", "compile", "optimizer"]

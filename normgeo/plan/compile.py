@@ -1,0 +1,198 @@
+"""compile: record the graph, find every weight's place in it, and lay it out as a plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from normgeo.geometry import Factor, GeometryError, Graph, Leaf, Node, Use, bound, declare
+from normgeo.norms import Norm
+from normgeo.optim import Optimizer
+from normgeo.plan.names import named_parameters, unwrap
+from normgeo.plan.patterns import overrides
+from normgeo.plan.plan import Plan
+
+__all__ = ["compile", "optimizer"]
+
+
+def compile(
+    model: nn.Module,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    sensitivity: str = "declared",
+    masses: Mapping[str, float] | None = None,
+    norms: Mapping[str, Norm] | None = None,
+    radii: Mapping[str, float] | None = None,
+    strict: bool = False,
+) -> Plan:
+    """The plan of a model made of `normgeo.nn` modules and of modules registered with `normgeo.geometry.register`.
+
+    example_inputs: run once to see that the model takes them; floating inputs also set the input sizes (largest RMS over
+    features, at least 1), which are 1 otherwise. masses, norms, radii: values by pattern of leaf or module names; a mass
+    is that of each leaf. strict=True makes an assumed factor an error. Nothing is JIT-compiled and no weight is touched.
+
+    >>> import normgeo as ng
+    >>> plan = ng.compile(ng.nn.MLP(784, 256, 10), masses={"4": 2.0})
+    >>> [round(leaf.radius, 4) for leaf in plan.leaves]
+    [0.25, 0.25, 0.5]
+    """
+    if sensitivity != "declared":
+        raise ValueError(f'sensitivity={sensitivity!r} is not known here; write sensitivity="declared"')
+    inner = unwrap(model)
+    parameters = named_parameters(inner)
+    if not parameters:
+        raise GeometryError(f"{type(inner).__name__} has no parameters, so there is nothing to optimize")
+    graph, output = _record(inner, _sizes(inner, example_inputs))
+    leaves = _with_radii(_override(_leaves(graph, output, parameters), masses, norms, strict), radii)
+    again = functools.partial(compile, sensitivity=sensitivity, masses=masses, norms=norms, radii=radii, strict=strict)
+    return Plan(tuple(leaves), {name: weakref.ref(p) for name, p in parameters.items()}, again)
+
+
+def optimizer(model: nn.Module, example_inputs: Sequence[Any] | None = None, **options: Any) -> Optimizer:
+    """compile and plan.optimizer in one line; options are those of `Plan.optimizer`.
+
+    >>> import normgeo as ng
+    >>> opt = optimizer(ng.nn.MLP(784, 256, 10), lr=0.2)
+    """
+    made: Optimizer = compile(model, example_inputs).optimizer(model, **options)
+    return made
+
+
+def _sizes(model: nn.Module, example_inputs: Sequence[Any] | None) -> list[Factor] | None:
+    """How large each input is, after a trial run of the model in evaluation mode that leaves no trace."""
+    if example_inputs is None:
+        return None
+    if isinstance(example_inputs, Tensor):
+        raise TypeError("example_inputs is a tuple of the model's arguments; write example_inputs=(x,)")
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            model.eval()(*example_inputs)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in example_inputs)
+        raise ValueError(f"the model rejects example_inputs of shape {shapes}: {error}") from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return [_size(x) for x in example_inputs]
+
+
+def _size(x: Any) -> Factor:
+    if not (isinstance(x, Tensor) and x.is_floating_point()):
+        return bound(1.0)
+    return bound(max(1.0, float(x.detach().float().square().mean(-1).sqrt().max())))
+
+
+def _record(model: nn.Module, sizes: list[Factor] | None) -> tuple[Graph, Node]:
+    graph = Graph()
+    output = declare(model, graph, *(graph.input(size) for size in sizes or [bound(1.0)]))
+    if not isinstance(output, Node):
+        raise GeometryError(
+            f"the model gives {len(output)} tensors; end it with a module that gives one, such as Add()"
+        )
+    return graph, output
+
+
+def _leaves(graph: Graph, output: Node, parameters: Mapping[str, Parameter]) -> list[Leaf]:
+    """One leaf per parameter, or per block of one, in the order of the parameters; its uses add."""
+    mu = graph.sensitivities(output)
+    uses: dict[tuple[int, str], list[Use]] = {}
+    for use in graph.uses:
+        uses.setdefault((id(use.parameter), use.block), []).append(use)
+    leaves = []
+    for name, parameter in parameters.items():
+        mine = [(block, each) for (key, block), each in uses.items() if key == id(parameter)]
+        if not mine:
+            raise GeometryError(
+                f"parameter {name} has no geometry: no registered module uses it. If it belongs to a module of yours, "
+                f"call graph.use(module.{name.rsplit('.', 1)[-1]}, node, role=..., norm=...) in its registered function"
+            )
+        for block, each in mine:
+            leaves.append(_leaf(name, parameter, block, each, [mu[use.node] for use in each]))
+    if foreign := {key for key, _ in uses} - {id(p) for p in parameters.values()}:
+        raise GeometryError(
+            f"{len(foreign)} parameters are used but do not belong to the model; assign them to a module"
+        )
+    return leaves
+
+
+def _leaf(name: str, parameter: Parameter, block: str, uses: Sequence[Use], mus: Sequence[Factor]) -> Leaf:
+    first = uses[0]
+    name_of_leaf = f"{name}[{block}]" if block else name
+    if any((use.norm, use.view) != (first.norm, first.view) for use in uses):
+        roles = " and ".join(use.role for use in uses)
+        raise GeometryError(
+            f"{name_of_leaf} is used as {roles} in different norms; give it one: norms={{{name!r}: ...}}"
+        )
+    x = functools.reduce(Factor.at_least, (use.input_norm for use in uses))
+    reach = functools.reduce(Factor.__add__, (use.input_norm * mu for use, mu in zip(uses, mus, strict=True)))
+    if reach.value == 0:
+        raise GeometryError(
+            f"{name_of_leaf} does not reach the output (its sensitivity is 0), so no radius bounds it; "
+            f"remove it, freeze it outside the model, or replace the factor 0 behind it"
+        )
+    shape = tuple((parameter if first.view is None else first.view.read(parameter.detach())).shape)
+    if len(shape) != first.norm.ndim:
+        raise GeometryError(
+            f"{name_of_leaf} has shape {shape}, but {first.norm} is a norm on {first.norm.ndim} axes; give it a view"
+        )
+    return Leaf(
+        name=name_of_leaf,
+        parameter=name,
+        shape=shape,
+        role=first.role,
+        norm=first.norm,
+        mass=first.mass,
+        input_norm=x.value,
+        sensitivity=reach.value / x.value,
+        known=reach.known,
+        view=first.view,
+        trainable=parameter.requires_grad,
+    )
+
+
+def _override(
+    leaves: Sequence[Leaf], masses: Mapping[str, float] | None, norms: Mapping[str, Norm] | None, strict: bool
+) -> list[Leaf]:
+    names = [leaf.name for leaf in leaves]
+    mass, norm = overrides("masses", masses, names), overrides("norms", norms, names)
+    out = []
+    for leaf in leaves:
+        if strict and leaf.known == "assumed":
+            raise GeometryError(
+                f"{leaf.name}: its sensitivity is assumed; register the modules behind it or drop strict=True"
+            )
+        m = mass.get(leaf.name, leaf.mass)
+        if not (math.isfinite(m) and m >= 0):
+            raise ValueError(f"masses: the mass of {leaf.name} must be a finite number ≥ 0, got {m}")
+        n = norm.get(leaf.name, leaf.norm)
+        if n.ndim != len(leaf.shape):
+            raise ValueError(f"norms: {n} is for {n.ndim} axes, {leaf.name} has shape {leaf.shape}")
+        out.append(dataclasses.replace(leaf, mass=m, norm=n))
+    return out
+
+
+def _with_radii(leaves: Sequence[Leaf], radii: Mapping[str, float] | None) -> list[Leaf]:
+    """r = (m/M)/(x·μ); a radius that is given is kept by the μ that would have led to it."""
+    total = sum(leaf.mass for leaf in leaves if leaf.trainable)
+    given = overrides("radii", radii, [leaf.name for leaf in leaves])
+    out = []
+    for leaf in leaves:
+        share = leaf.mass / total if total else 0.0
+        if leaf.name in given:
+            radius = given[leaf.name]
+            if not (math.isfinite(radius) and radius > 0 and share > 0):
+                raise ValueError(
+                    f"radii: {leaf.name} needs a finite radius > 0 and a mass > 0; for no movement use masses"
+                )
+            leaf = dataclasses.replace(leaf, sensitivity=share / (radius * leaf.input_norm), source="given")
+        out.append(dataclasses.replace(leaf, radius=share * leaf.reach))
+    return out

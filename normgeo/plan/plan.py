@@ -1,0 +1,267 @@
+"""The Plan: a flat, frozen table of leaves. It knows the modular norm of the network and makes its optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from normgeo.geometry import Leaf
+from normgeo.linalg import SVD, Polar, PolarExpress
+from normgeo.norms import with_polar
+from normgeo.optim import Optimizer
+from normgeo.plan.names import aliases, named_parameters, some
+from normgeo.plan.patterns import overrides
+from normgeo.plan.serialise import leaf_from_plain, leaf_to_plain
+from normgeo.plan.table import table
+
+__all__ = ["Plan"]
+
+Precision = Literal["tight", "fast", "exact"]
+PRECISIONS: dict[str, Polar] = {
+    "tight": PolarExpress(),
+    "fast": PolarExpress(steps=5, dtype=torch.bfloat16),
+    "exact": SVD(),
+}
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The leaves of a network, with s = (M/m)·x·μ and r = 1/s for each:
+
+        ‖w‖ = max s·‖w_ℓ‖_ℓ,   ‖g‖* = Σ ‖g_ℓ‖*_ℓ/s,   dualize(g)_ℓ = r·dualize_ℓ(g_ℓ),   M = Σ m over trainable leaves.
+
+    If all factors are bounds, ‖f(w + Δ) - f(w)‖ ≤ ‖Δ‖ to first order for weights in their unit balls and inputs no larger
+    than those the plan was compiled for.
+
+    >>> import torch, normgeo as ng
+    >>> model = ng.nn.MLP(4, 8, 2)
+    >>> plan = ng.compile(model)
+    >>> gs = {name: torch.randn(p.shape) for name, p in model.named_parameters()}
+    >>> round(plan.norm(plan.dualize(gs)).item(), 2)
+    1.0
+    """
+
+    leaves: tuple[Leaf, ...]
+    identity: Mapping[str, weakref.ref[Parameter]] = field(default_factory=dict, compare=False, repr=False)
+    """parameters at compile time, to find them again when their names change"""
+    rebuild: Callable[[nn.Module], Plan] | None = field(default=None, compare=False, repr=False)
+
+    # ---- the modular norm
+
+    @property
+    def mass(self) -> float:
+        """M, the mass of all trainable leaves."""
+        return sum(leaf.mass for leaf in self.leaves if leaf.trainable)
+
+    def norm(self, ws: Mapping[str, Tensor]) -> Tensor:  # ()
+        """The modular norm of a change, given as parameter name -> tensor; infinite if a leaf without mass moves."""
+        sizes = [(leaf, leaf.norm.norm(seen)) for leaf, seen in self._seen(ws)]
+        each = [size / leaf.radius if leaf.radius else torch.where(size > 0, math.inf, size) for leaf, size in sizes]
+        return torch.stack(each).amax()
+
+    def dual_norm(self, gs: Mapping[str, Tensor]) -> Tensor:  # ()
+        """max ⟨g, Δ⟩ over changes of modular norm 1."""
+        return torch.stack([leaf.radius * leaf.norm.dual_norm(seen) for leaf, seen in self._seen(gs)]).sum()
+
+    def dualize(self, gs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The change of modular norm 1 with the largest ⟨g, Δ⟩."""
+        out = {name: torch.zeros_like(g) for name, g in gs.items()}
+        for leaf, seen in self._seen(gs):
+            leaf.write(out[leaf.parameter], leaf.radius * leaf.norm.dualize(seen))
+        return out
+
+    def _seen(self, tensors: Mapping[str, Tensor]) -> list[tuple[Leaf, Tensor]]:
+        names = {leaf.parameter for leaf in self.leaves if leaf.trainable}
+        if missing := sorted(names - set(tensors)):
+            raise ValueError(f"no tensor for {some(missing)}; give one for every trainable parameter of the plan")
+        if unknown := sorted(set(tensors) - {leaf.parameter for leaf in self.leaves}):
+            raise ValueError(f"the plan does not know {some(unknown)}")
+        return [(leaf, leaf.read(tensors[leaf.parameter].detach())) for leaf in self.leaves if leaf.trainable]
+
+    # ---- its optimizer
+
+    @overload
+    def optimizer(
+        self,
+        model: nn.Module | Sequence[dict[str, Any]],
+        *,
+        precision: Precision | Polar = ...,
+        dry_run: Literal[False] = False,
+        **options: Any,
+    ) -> Optimizer: ...
+
+    @overload
+    def optimizer(
+        self,
+        model: nn.Module | Sequence[dict[str, Any]],
+        *,
+        precision: Precision | Polar = ...,
+        dry_run: Literal[True],
+        **options: Any,
+    ) -> list[tuple[str, str]]: ...
+
+    def optimizer(
+        self,
+        model: nn.Module | Sequence[dict[str, Any]],
+        *,
+        precision: Precision | Polar = "tight",
+        dry_run: bool = False,
+        **options: Any,
+    ) -> Optimizer | list[tuple[str, str]]:
+        """The optimizer of the model, or of parameter groups made with `groups`. Options are those of `Optimizer`.
+
+        precision: how polar factors are computed. "tight" (Polar Express, 6 steps, float32: singular values in [.994, 1],
+        never above the unit ball), "fast" (5 steps in bfloat16), "exact" (SVD), or any `normgeo.linalg.Polar`.
+        dry_run=True returns, in place of the optimizer, the leaves that it would not move and why.
+        """
+        polar = PRECISIONS.get(precision) if isinstance(precision, str) else precision
+        if not isinstance(polar, Polar):
+            raise ValueError(
+                f"precision must be one of {sorted(PRECISIONS)} or a normgeo.linalg.Polar, got {precision!r}"
+            )
+        groups = self.groups(model=model) if isinstance(model, nn.Module) else [dict(group) for group in model]
+        for group in groups:
+            precise = [[dataclasses.replace(f, norm=with_polar(f.norm, polar)) for f in its] for its in group["leaves"]]
+            group["leaves"] = precise
+        opt = Optimizer(groups, **options)
+        return opt.still() if dry_run else opt
+
+    def groups(
+        self,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        model: nn.Module | None = None,
+        only: Sequence[str] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Parameter groups for `optimizer`: one for all, and one for each set of `options` given by pattern.
+
+        >>> import normgeo as ng
+        >>> model = ng.nn.MLP(4, 8, 2)
+        >>> groups = ng.compile(model).groups({"4": dict(lr=0.05)})
+        >>> [(len(group["params"]), group.get("lr")) for group in groups]
+        [(2, None), (1, 0.05)]
+        """
+        found = self.find(model)
+        wanted = list(found) if only is None else list(overrides("only", dict.fromkeys(only, True), list(found)))
+        own = overrides("groups", options, wanted)
+        groups: dict[int, dict[str, Any]] = {}
+        for name in wanted:
+            key = id(own[name]) if name in own else 0
+            group = groups.setdefault(key, {"params": [], "leaves": [], **own.get(name, {})})
+            group["params"].append(found[name])
+            group["leaves"].append([leaf for leaf in self.leaves if leaf.parameter == name])
+        return sorted(groups.values(), key=lambda group: len(group) > 2)
+
+    def find(self, model: nn.Module | None = None) -> dict[str, Parameter]:
+        """name -> parameter of the model, by name or, where names have changed, by identity."""
+        remembered = {name: p for name, ref in self.identity.items() if (p := ref()) is not None}
+        shapes = {leaf.parameter: leaf for leaf in self.leaves}
+        if model is None:
+            if len(remembered) < len(shapes):
+                raise ValueError(
+                    "this plan does not hold a model (it was loaded, or its model is gone); pass model=model"
+                )
+            return remembered
+        by_name, inside = aliases(model), {id(p) for p in model.parameters()}
+        found: dict[str, Parameter] = {}
+        for name in shapes:
+            parameter = by_name.get(name)
+            if parameter is None and name in remembered and id(remembered[name]) in inside:
+                parameter = remembered[name]
+            if parameter is None:
+                raise ValueError(f"the model has no parameter {name}; compile the plan again for this model")
+            found[name] = parameter
+        known = {id(p) for p in found.values()}
+        if unknown := [name for name, p in named_parameters(model).items() if id(p) not in known]:
+            raise ValueError(f"the plan does not know {some(unknown)}; write plan = plan.extend(model)")
+        return found
+
+    def extend(self, model: nn.Module) -> Plan:
+        """A plan for a model that has grown, compiled anew with the same options. Masses go with the modules.
+
+        >>> import normgeo as ng
+        >>> trunk = ng.nn.Linear(4, 4).tare(3)
+        >>> plan = ng.compile(trunk)
+        >>> [leaf.mass for leaf in plan.extend(ng.nn.Linear(4, 2) @ trunk).leaves]
+        [3.0, 1.0]
+        """
+        if self.rebuild is None:
+            raise ValueError("a loaded plan cannot be extended; write plan = normgeo.compile(model)")
+        return self.rebuild(model)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Plan, (self.leaves,)
+
+    def holds(self, model: nn.Module) -> list[str]:
+        """Why the promise ‖f(w + Δ) - f(w)‖ ≤ ‖Δ‖ is not asserted at the model's present weights; empty if it is.
+
+        >>> import normgeo as ng
+        >>> model = ng.nn.Linear(4, 2)
+        >>> ng.compile(model).holds(model)
+        []
+        """
+        found = self.find(model)
+        out = [f"{leaf.name}: x·μ is {leaf.known}" for leaf in self.leaves if leaf.known != "bound" and leaf.trainable]
+        for leaf in self.leaves:
+            size = float(leaf.norm.norm(leaf.read(found[leaf.parameter].detach())))
+            if not size <= 1 + 1e-5:
+                out.append(f"{leaf.name}: its norm is {size:.4g}, outside the unit ball")
+        return out
+
+    # ---- on paper
+
+    def __str__(self) -> str:
+        typical = sum(leaf.known != "bound" for leaf in self.leaves)
+        promise = (
+            "all factors are bounds: η bounds the change of the output to first order, inside the unit balls"
+            if not typical
+            else f"{typical} of {len(self.leaves)} leaves rest on typical factors: η is typical, not a bound"
+        )
+        return f"{table(self.leaves)}\n{len(self.leaves)} leaves, mass {self.mass:.4g}; {promise}"
+
+    def to_json(self) -> str:
+        """The plan as JSON; `from_json` gives it back."""
+        return json.dumps({"normgeo plan": FORMAT, "leaves": [leaf_to_plain(leaf) for leaf in self.leaves]}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote."""
+        try:
+            data = json.loads(text)
+            if data["normgeo plan"] != FORMAT:
+                raise ValueError(f"it has format {data['normgeo plan']}, this version reads {FORMAT}")
+            return cls(tuple(leaf_from_plain(leaf) for leaf in data["leaves"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"this is not a plan that this version of normgeo can read: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan to a JSON file, whole or not at all."""
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(self.to_json(), encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan that `save` wrote.
+
+        >>> import normgeo as ng, tempfile, pathlib
+        >>> plan = ng.compile(ng.nn.MLP(4, 8, 2))
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "plan.json"
+        >>> plan.save(file)
+        >>> ng.Plan.load(file) == plan
+        True
+        """
+        return cls.from_json(Path(path).read_text(encoding="utf-8"))

@@ -1,0 +1,57 @@
+"""Plans as plain data: numbers, strings, lists and dicts, so that JSON holds them and loading runs no code."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from normgeo.geometry import Leaf, View
+from normgeo.linalg import Polar
+from normgeo.norms import Norm
+
+__all__ = ["leaf_from_plain", "leaf_to_plain"]
+
+
+def leaf_to_plain(leaf: Leaf) -> dict[str, Any]:
+    return {field.name: _to_plain(getattr(leaf, field.name)) for field in dataclasses.fields(leaf)}
+
+
+def leaf_from_plain(data: dict[str, Any]) -> Leaf:
+    values = {key: _from_plain(value) for key, value in data.items()}
+    return Leaf(**{**values, "shape": tuple(values["shape"])})
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, Norm | Polar | View):
+        fields = {f.name: _to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}  # type: ignore[arg-type]
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, torch.dtype):
+        return {"type": "dtype", "name": str(value).removeprefix("torch.")}
+    if isinstance(value, tuple):
+        return [_to_plain(item) for item in value]
+    if isinstance(value, str | int | float | None):
+        return value
+    raise TypeError(f"a plan cannot be saved with {value!r} in it; norms must be dataclasses of plain values and norms")
+
+
+def _from_plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_from_plain(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    kind = value["type"]
+    if kind == "dtype":
+        return getattr(torch, value["name"])
+    known = {cls.__name__: cls for cls in [View, *_subclasses(Norm), *_subclasses(Polar)]}
+    if kind not in known:
+        raise ValueError(f"the plan uses {kind}, which is not defined here; import the module that defines it first")
+    return known[kind](**{key: _from_plain(item) for key, item in value.items() if key != "type"})
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    for cls in base.__subclasses__():
+        yield cls
+        yield from _subclasses(cls)

@@ -1,0 +1,96 @@
+"""The StepSize: how far to go along the unit direction, as a factor on the group's lr."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+__all__ = ["Move", "Stats", "StepSize", "StepState"]
+
+
+@dataclass
+class Move:
+    """One stack of n leaves of one shape in the middle of a step; every tensor is (n, *shape)."""
+
+    G: Tensor
+    """gradients"""
+    M: Tensor
+    """smoothed gradients"""
+    D: Tensor
+    """unit directions: the update is W ← W - η·radius·D"""
+    W: Tensor
+    """weights before the step"""
+    radius: Tensor
+    """(n, 1, ..., 1), the radius of each leaf"""
+    update: Tensor | None = None
+    """what was added to the weights; set once they are written, for parts that need "updates\""""
+
+    def dual_norm(self) -> Tensor:  # () the part of ‖M‖* in the modular norm that these leaves contribute
+        return (self.M * self.D * self.radius).sum()
+
+
+@dataclass
+class Stats:
+    """What a step size may look at. Fields that it did not ask for in `needs` are None or empty."""
+
+    count: Tensor
+    """() how many steps the group has completed"""
+    loss: Tensor | None = None
+    """() from the closure, for needs = {"loss": 1}"""
+    moves: Sequence[Move] = ()
+    """all stacks of the group, for needs = {"moves": 1}"""
+    hvp: Callable[[Tensor], Tensor] | None = None
+    """V (n, *shape) -> HV for the stack at hand, only in `observe` of a direction, for needs = {"hvp": k} every k steps"""
+
+    @property
+    def dual_norm(self) -> Tensor:  # ()
+        """‖M‖* = Σ radius·⟨M, dualize(M)⟩ over the group, for needs = {"moves": 1}."""
+        if not self.moves:
+            raise RuntimeError('dual_norm is known only to a step size that declares needs = {"moves": 1}')
+        return sum((move.dual_norm() for move in self.moves[1:]), start=self.moves[0].dual_norm())
+
+
+@dataclass
+class StepState:
+    """What a step size remembers: scalars that the group shares, and tensors per leaf in the order of `Stats.moves`."""
+
+    shared: dict[str, Tensor] = field(default_factory=dict)
+    leaves: Sequence[dict[str, Tensor]] = ()
+
+
+class StepSize(ABC):
+    """A rule for the size of the step: η = lr · value, with the lr of the parameter group.
+
+    `value` returns a 0-D tensor, or a list with one tensor (n,) per move for a size per leaf. It works in tensors, so
+    that nothing waits for the device and a new value never recompiles. A larger `needs` is a cost: "moves" keeps every
+    direction of the group in memory at once, "updates" a copy of the weights.
+
+    >>> import torch
+    >>> class TrustRegion(StepSize):
+    ...     needs = {"moves": 1}
+    ...     def value(self, stats, state): return stats.dual_norm.clamp(max=1.0)
+    >>> one = torch.ones(1, 4)
+    >>> TrustRegion().value(Stats(torch.tensor(0.0), moves=[Move(one, one, one, one, 0.1 * one)]), StepState())
+    tensor(0.4000)
+    """
+
+    needs: Mapping[str, int] = {}
+
+    def init(self, W: Tensor) -> dict[str, Tensor]:  # W (n, *shape)
+        """State per leaf."""
+        return {}
+
+    def init_shared(self) -> dict[str, float]:
+        """State of the whole group: numbers, kept as 0-D float64 tensors."""
+        return {}
+
+    @abstractmethod
+    def value(self, stats: Stats, state: StepState) -> Tensor | Sequence[Tensor]:
+        """The factor on lr for this step."""
+
+    def follow(self, moves: Sequence[Move], state: StepState) -> None:
+        """See what was written (`move.update`), for needs = {"updates": 1}."""
+        return
