@@ -1,6 +1,6 @@
 """Norm-based optimization for PyTorch: a network's modular norm, and the optimizer that follows from it."""
 
-from normgeo import constraints, geometry, linalg, nn, norms, optim, rules, steps
+from normgeo import constraints, geometry, linalg, nn, norms, optim, rules, steps, testing
 from normgeo.geometry import Leaf
 from normgeo.norms import Norm
 from normgeo.plan import Plan, compile, optimizer
@@ -21,4 +21,5 @@ __all__ = [
     "optimizer",
     "rules",
     "steps",
+    "testing",
 ]

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from normgeo.linalg.decompose import svd
 from normgeo.linalg.scale import exponent, shift
 
 __all__ = ["SVD", "Polar", "PolarExpress"]
@@ -34,7 +35,7 @@ class SVD(Polar):
         x = shift(g, -exponent(g, 2))
         if x.dtype in (torch.bfloat16, torch.float16):
             x = x.float()
-        u, s, vt = torch.linalg.svd(x, full_matrices=False)
+        u, s, vt = svd(x)
         cut = 4 * max(g.shape[-2:]) * torch.finfo(x.dtype).eps * s[..., :1]
         return ((u * (s > cut).unsqueeze(-2)) @ vt).to(g.dtype)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from normgeo.linalg import Polar, PolarExpress, exponent, l2, shift
+from normgeo.linalg import Polar, PolarExpress, exponent, l2, shift, svd, svdvals
 from normgeo.norms.base import Norm, gaussian, trailing
 from normgeo.norms.vectors import rms_project, rms_unit
 
@@ -37,7 +37,7 @@ class RMSToRMS(Norm):
         return (self.polar(trailing(g, 2)) * _aspect(g)).to(g.dtype)
 
     def project(self, w: Tensor) -> Tensor:
-        u, s, vt = torch.linalg.svd(trailing(w, 2), full_matrices=False)
+        u, s, vt = svd(trailing(w, 2))
         return ((u * s.clamp_max(_aspect(w)).unsqueeze(-2)) @ vt).to(w.dtype)
 
     def init(
@@ -58,7 +58,7 @@ class RMSToRMS(Norm):
     def _singular_values(w: Tensor) -> Tensor:  # (*b, m, n) -> (*b, min(m, n))
         w = trailing(w, 2)
         e = exponent(w, 2)
-        return shift(torch.linalg.svdvals(shift(w, -e)), e.squeeze(-1))
+        return shift(svdvals(shift(w, -e)), e.squeeze(-1))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,13 @@ from normgeo.steps.base import Move
 
 __all__ = ["Optimizer"]
 
-PARTS = {"rule": Rule, "direction": Direction, "step": StepSize, "iterate": Iterate, "constraint": Constraint}
+PARTS: dict[str, Any] = {
+    "rule": Rule,
+    "direction": Direction,
+    "step": StepSize,
+    "iterate": Iterate,
+    "constraint": Constraint,
+}
 OPTIONS = {"params", "leaves", "lr", "decay", *PARTS}
 SUPPLIED = {"loss", "hvp", "moves", "updates"}
 
@@ -121,7 +127,7 @@ class Optimizer(torch.optim.Optimizer):
     # ---- one step
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. `closure`, needed only by parts that ask for the loss or for Hessian-vector products, returns it."""
         groups = self._ready()
         loss, graph = self._evaluate(closure, groups)

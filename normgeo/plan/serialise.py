@@ -45,13 +45,15 @@ def _from_plain(value: Any) -> Any:
     kind = value["type"]
     if kind == "dtype":
         return getattr(torch, value["name"])
-    known = {cls.__name__: cls for cls in [View, *_subclasses(Norm), *_subclasses(Polar)]}
+    classes: list[type] = [View, *_subclasses(Norm), *_subclasses(Polar)]
+    known = {each.__name__: each for each in classes}
     if kind not in known:
         raise ValueError(f"the plan uses {kind}, which is not defined here; import the module that defines it first")
     return known[kind](**{key: _from_plain(item) for key, item in value.items() if key != "type"})
 
 
 def _subclasses(base: type) -> Iterator[type]:
-    for cls in base.__subclasses__():
-        yield cls
-        yield from _subclasses(cls)
+    each: type
+    for each in base.__subclasses__():
+        yield each
+        yield from _subclasses(each)

@@ -20,7 +20,7 @@ def table(leaves: Sequence[Leaf]) -> str:
     seen: dict[tuple[str, ...], list[Leaf]] = {}
     for leaf in leaves:
         seen.setdefault(_cells(leaf), []).append(leaf)
-    rows = [HEAD]
+    rows: list[tuple[str, ...]] = [HEAD]
     for cells, group in seen.items():
         rows.append((cells[0] if len(group) > 1 else group[0].name, *cells[1:-1], _note(group)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]

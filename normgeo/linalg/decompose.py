@@ -1,0 +1,33 @@
+"""Singular values that pass NaN and Inf on as NaN, where LAPACK would raise."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["svd", "svdvals"]
+
+
+def svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (*b, m, n) -> (*b, m, k), (*b, k), (*b, k, n)
+    """The reduced decomposition; all NaN in U and Σ for matrices with a NaN or Inf.
+
+    >>> u, s, vt = svd(torch.full((2, 2), torch.inf))
+    >>> s
+    tensor([nan, nan])
+    """
+    x, poison = _apart(x)
+    u, s, vt = torch.linalg.svd(x, full_matrices=False)
+    return u + poison, s + poison.squeeze(-1), vt
+
+
+def svdvals(x: Tensor) -> Tensor:  # (*b, m, n) -> (*b, k)
+    """The singular values in descending order, all NaN for matrices with a NaN or Inf.
+
+    >>> svdvals(torch.tensor([[torch.nan]]))
+    tensor([nan])
+    """
+    x, poison = _apart(x)
+    return torch.linalg.svdvals(x) + poison.squeeze(-1)
+
+
+def _apart(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x with 0 where it is not finite, and 0 or NaN (*b, 1, 1) to add to what comes out."""
+    return torch.where(x.isfinite(), x, 0), (x * 0).sum((-2, -1), keepdim=True)
