@@ -1,0 +1,111 @@
+"""Optimizers to compare on one model: ours as the compiler derives it, and the usual ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import normgeo as ng
+from normgeo.lab.errors import UserError
+
+__all__ = ["COMPARISONS", "Contender", "Many", "contenders"]
+
+COMPARISONS = ("adamw", "muon", "grid", "none")
+GRID = (1e-3, 3e-3, 1e-2)
+
+
+class Many:
+    """Several optimizers and their schedulers, stepped, saved and loaded as one."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer, schedule: ng.steps.Schedule | None = None) -> None:
+        self.optimizers = optimizers
+        self.schedulers: list[torch.optim.lr_scheduler.LambdaLR] = []
+        if schedule is not None:
+            value = schedule.at
+            self.schedulers = [
+                torch.optim.lr_scheduler.LambdaLR(opt, lambda t: float(value(torch.tensor(float(t)))))
+                for opt in optimizers
+            ]
+
+    @property
+    def _all(self) -> list[Any]:
+        return [*self.optimizers, *self.schedulers]
+
+    def step(self) -> None:
+        for part in self._all:
+            part.step()
+
+    def zero_grad(self) -> None:
+        for opt in self.optimizers:
+            opt.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self._all]}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        for part, state in zip(self._all, saved["parts"], strict=True):
+            part.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A name, what it was given, and how to make its optimizer for a model."""
+
+    name: str
+    setting: str
+    make: Callable[[nn.Module], Many]
+
+
+def contenders(compare: Iterable[str], *, steps: int, lr: float, warmup: int) -> list[Contender]:
+    """Ours first, then those asked for. All go down linearly to 0 after their warm-up."""
+    out = [_ours(steps, lr, warmup)]
+    for name in compare:
+        if name == "adamw":
+            out.append(_adamw(steps, 3e-3))
+        elif name == "grid":
+            out += [_adamw(steps, each) for each in GRID]
+        elif name == "muon":
+            out.append(_muon(steps))
+        elif name != "none":
+            raise UserError(f"--compare: unknown optimizer {name!r}; choose from {', '.join(COMPARISONS)}")
+    return list({contender.name + contender.setting: contender for contender in out}.values())
+
+
+def _ours(steps: int, lr: float, warmup: int) -> Contender:
+    schedule = ng.steps.Linear(total=steps, warmup=warmup)
+    setting = f"lr {lr:g}, {warmup} warm-up steps, linear to 0"
+    return Contender("normgeo", setting, lambda model: Many(ng.optimizer(model, lr=lr, step=schedule)))
+
+
+def _adamw(steps: int, lr: float) -> Contender:
+    schedule = ng.steps.Linear(total=steps, warmup=_usual_warmup(steps))
+
+    def make(model: nn.Module) -> Many:
+        return Many(
+            torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1), schedule=schedule
+        )
+
+    return Contender("AdamW", f"lr {lr:g}, {schedule.warmup} warm-up steps, linear to 0, decay 0.1", make)
+
+
+def _muon(steps: int) -> Contender:
+    schedule = ng.steps.Linear(total=steps, warmup=_usual_warmup(steps))
+
+    def make(model: nn.Module) -> Many:
+        leaves = {leaf.parameter: leaf.role for leaf in ng.compile(model).leaves}
+        hidden = [p for name, p in model.named_parameters() if leaves[name] == "linear"]
+        rest = [p for name, p in model.named_parameters() if leaves[name] != "linear"]
+        muon = torch.optim.Muon(hidden, lr=0.03, weight_decay=0.1)
+        return Many(muon, torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1), schedule=schedule)
+
+    return Contender(
+        "Muon + AdamW", f"lr 0.03 and 0.003, {schedule.warmup} warm-up steps, linear to 0, decay 0.1", make
+    )
+
+
+def _usual_warmup(steps: int) -> int:
+    return min(100, steps // 5)
