@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -68,10 +69,22 @@ def trace(module: nn.Module, graph: Graph, *inputs: Any, name: str = "") -> Any:
     if name:
         graph.path.append(name)
     try:
+        _check_arity(module, graph, inputs)
         return declare(module, graph, *inputs)
     finally:
         if name:
             graph.path.pop()
+
+
+def _check_arity(module: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> None:
+    function = declare.dispatch(type(module))
+    try:
+        inspect.signature(function).bind(module, graph, *inputs)
+    except TypeError:
+        path = ".".join(graph.path)
+        raise GeometryError(
+            f"{type(module).__name__} ({path}) cannot take the {len(inputs)} tensors before it"
+        ) from None
 
 
 def single(node: Any, op: str) -> Node:

@@ -26,7 +26,9 @@ def shift(x: Tensor, e: Tensor | int) -> Tensor:
     """
     e = torch.as_tensor(e, device=x.device)
     half = torch.div(e, 2, rounding_mode="floor")
-    return torch.ldexp(torch.ldexp(x, half), e - half)
+    one = torch.ones_like(e, dtype=x.dtype)
+    # Not ldexp(x, e) itself: its derivative is 0 for negative integer e in torch 2.13.
+    return x * torch.ldexp(one, half) * torch.ldexp(one, e - half)
 
 
 def l2(x: Tensor, ndim: int) -> Tensor:  # (*b, *d) -> (*b, 1, ..., 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ class Sequential(Module):
 
     def forward(self, *x: Any) -> Any:
         out: Any = x if len(x) != 1 else x[0]
-        for module in self.children():
+        for _, module in parts(self):
             out = module(*out) if isinstance(out, tuple) else module(out)
         return out
 
@@ -99,7 +99,7 @@ class Parallel(Module):
         _add_children(self, modules, named)
 
     def forward(self, *x: Any) -> tuple[Any, ...]:
-        return tuple(module(*x) for module in self.children())
+        return tuple(module(*x) for _, module in parts(self))
 
 
 class Sum(Module):
@@ -118,11 +118,8 @@ class Sum(Module):
         _add_children(self, modules, named)
 
     def forward(self, *x: Any) -> Tensor:
-        first, *rest = self.children()
-        out = first(*x)
-        for module in rest:
-            out = out + module(*x)
-        return out
+        first, *rest = (module(*x) for _, module in parts(self))
+        return sum(rest, start=first)
 
 
 class Mul(Module):
@@ -149,19 +146,19 @@ class Mul(Module):
 @register(Sequential)
 def _(module: Sequential, graph: Graph, *x: Any) -> Any:
     out: Any = x if len(x) != 1 else x[0]
-    for name, child in module.named_children():
+    for name, child in parts(module):
         out = trace(child, graph, *(out if isinstance(out, tuple) else (out,)), name=name)
     return out
 
 
 @register(Parallel)
 def _(module: Parallel, graph: Graph, *x: Any) -> tuple[Any, ...]:
-    return tuple(trace(child, graph, *x, name=name) for name, child in module.named_children())
+    return tuple(trace(child, graph, *x, name=name) for name, child in parts(module))
 
 
 @register(Sum)
 def _(module: Sum, graph: Graph, *x: Any) -> Node:
-    terms = [single(trace(child, graph, *x, name=name), "Sum") for name, child in module.named_children()]
+    terms = [single(trace(child, graph, *x, name=name), "Sum") for name, child in parts(module)]
     return graph.op("add", *terms, features=next((t.features for t in terms if t.features), None))
 
 
@@ -169,6 +166,11 @@ def _(module: Sum, graph: Graph, *x: Any) -> Node:
 def _(module: Mul, graph: Graph, *x: Node) -> Any:
     out = tuple(graph.op("mul", each, slots=bound(abs(module.factor))) for each in x)
     return out if len(out) > 1 else out[0]
+
+
+def parts(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The children by name, one that is used twice both times (`named_children` would drop the second)."""
+    return ((name, child) for name, child in module._modules.items() if child is not None)
 
 
 def _lift(other: nn.Module | tuple[nn.Module, ...]) -> nn.Module:
@@ -194,7 +196,7 @@ def _chain(first: nn.Module, second: nn.Module) -> Sequential:
 def _links(module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
     if type(module) is not Sequential:
         return [("", module)]
-    return [("" if name.isdigit() else name, child) for name, child in module.named_children()]
+    return [("" if name.isdigit() else name, child) for name, child in parts(module)]
 
 
 def _add_children(parent: nn.Module, modules: Iterable[nn.Module], named: dict[str, nn.Module]) -> None:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from normgeo.geometry import Graph, Node, bound, mass, register
-from normgeo.geometry.declare import single
 from normgeo.geometry.graph import ZERO
 from normgeo.nn.algebra import Module
 from normgeo.norms import RMS, L1ToRMS, Linf, Norm, RMSToRMS
@@ -140,27 +139,26 @@ class Bias(Atom):
 
 
 @register(Linear)
-def _(module: Linear, graph: Graph, x: Any) -> Node:
-    x = _features(module, single(x, "Linear"), module.weight.shape[1])
+def _(module: Linear, graph: Graph, x: Node) -> Node:
+    x = _features(module, x, module.weight.shape[1])
     return _used(module, graph, graph.op("linear", x, features=module.weight.shape[0]), x)
 
 
 @register(Embedding)
-def _(module: Embedding, graph: Graph, ids: Any) -> Node:
-    ids = single(ids, "Embedding")
+def _(module: Embedding, graph: Graph, ids: Node) -> Node:
     out = graph.op("embed", ids, slots=ZERO, size=bound(1.0), features=module.weight.shape[1])
     return _used(module, graph, out, None)
 
 
 @register(Gain)
-def _(module: Gain, graph: Graph, x: Any) -> Node:
-    x = _features(module, single(x, "Gain"), module.weight.shape[0])
+def _(module: Gain, graph: Graph, x: Node) -> Node:
+    x = _features(module, x, module.weight.shape[0])
     return _used(module, graph, graph.op("gain", x, features=module.weight.shape[0]), x)
 
 
 @register(Bias)
-def _(module: Bias, graph: Graph, x: Any) -> Node:
-    x = _features(module, single(x, "Bias"), module.weight.shape[0])
+def _(module: Bias, graph: Graph, x: Node) -> Node:
+    x = _features(module, x, module.weight.shape[0])
     return _used(module, graph, graph.op("bias", x, size=x.size + bound(1.0), features=module.weight.shape[0]), None)
 
 

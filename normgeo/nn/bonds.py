@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from normgeo.geometry import Graph, Node, bound, register, typical
-from normgeo.geometry.declare import single
 from normgeo.geometry.graph import ZERO
 from normgeo.nn.algebra import Module
 
@@ -56,7 +55,7 @@ class GELU(Module):
     tensor([ 0., 10.])
     """
 
-    SLOPE = 1.1289
+    SLOPE = 1.12891
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.gelu(x)
@@ -131,7 +130,7 @@ class Typical(Module):
 
 
 @register(Identity)
-def _(module: Identity, graph: Graph, x: Any) -> Any:
+def _(module: Identity, graph: Graph, x: Node) -> Node:
     return x
 
 
@@ -141,31 +140,30 @@ def _(module: Add, graph: Graph, *x: Node) -> Node:
 
 
 @register(ReLU)
-def _(module: ReLU, graph: Graph, x: Any) -> Node:
-    return graph.op("relu", single(x, "ReLU"))
+def _(module: ReLU, graph: Graph, x: Node) -> Node:
+    return graph.op("relu", x)
 
 
 @register(GELU)
-def _(module: GELU, graph: Graph, x: Any) -> Node:
-    x = single(x, "GELU")
+def _(module: GELU, graph: Graph, x: Node) -> Node:
     return graph.op("gelu", x, slots=bound(module.SLOPE), size=x.size)
 
 
 @register(LayerNorm)
-def _(module: LayerNorm, graph: Graph, x: Any) -> Node:
-    return graph.op("layer norm", single(x, "LayerNorm"), slots=typical(1.0), size=bound(1.0))
+def _(module: LayerNorm, graph: Graph, x: Node) -> Node:
+    return graph.op("layer norm", x, slots=typical(1.0), size=bound(1.0))
 
 
 @register(RMSNorm)
-def _(module: RMSNorm, graph: Graph, x: Any) -> Node:
-    return graph.op("rms norm", single(x, "RMSNorm"), slots=typical(1.0), size=bound(1.0))
+def _(module: RMSNorm, graph: Graph, x: Node) -> Node:
+    return graph.op("rms norm", x, slots=typical(1.0), size=bound(1.0))
 
 
 @register(Enumerate)
-def _(module: Enumerate, graph: Graph, ids: Any) -> Node:
-    return graph.op("enumerate", single(ids, "Enumerate"), slots=ZERO, size=ZERO)
+def _(module: Enumerate, graph: Graph, ids: Node) -> Node:
+    return graph.op("enumerate", ids, slots=ZERO, size=ZERO)
 
 
 @register(Typical)
-def _(module: Typical, graph: Graph, *x: Any) -> Node:
+def _(module: Typical, graph: Graph, *x: Node) -> Node:
     return graph.op(f"typical {type(module.module).__name__}", *x, slots=typical(module.sensitivity))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from normgeo.geometry import Factor, GeometryError, Graph, Leaf, Node, Use, bound, declare
+from normgeo.geometry import Factor, GeometryError, Graph, Leaf, Node, Use, bound, trace
 from normgeo.norms import Norm
 from normgeo.optim import Optimizer
 from normgeo.plan.names import named_parameters, unwrap
@@ -93,7 +93,7 @@ def _size(x: Any) -> Factor:
 
 def _record(model: nn.Module, sizes: list[Factor] | None) -> tuple[Graph, Node]:
     graph = Graph()
-    output = declare(model, graph, *(graph.input(size) for size in sizes or [bound(1.0)]))
+    output = trace(model, graph, *(graph.input(size) for size in sizes or [bound(1.0)]))
     if not isinstance(output, Node):
         raise GeometryError(
             f"the model gives {len(output)} tensors; end it with a module that gives one, such as Add()"

@@ -1,0 +1,114 @@
+import pytest
+import torch
+from helpers import exported, gaussian, seeds
+from hypothesis import given
+from hypothesis import strategies as st
+
+from normgeo import linalg
+from normgeo.linalg import SVD, Polar, PolarExpress, exponent, l2, shift, steepest_gain, svd, svdvals
+from normgeo.testing import check_polar
+
+ERRORS = {"SVD": 1e-5, "PolarExpress": 0.006}
+sides = st.integers(1, 40)
+
+
+@given(seeds, st.integers(-140, 120))
+def test_shift_is_exact_and_exponent_brackets_the_largest_entry(seed, power):
+    x = gaussian(3, 5, seed=seed, dtype=torch.float32)
+    scaled = shift(x, power)
+    assert torch.equal(scaled.double(), (x.double() * 2.0**power).float().double())
+    e = exponent(x, 1)
+    largest = x.abs().amax(-1, keepdim=True)
+    assert ((shift(largest, -e) >= 0.5) & (shift(largest, -e) < 1)).all()
+
+
+@given(seeds, st.integers(-120, 120))
+def test_l2_neither_underflows_nor_overflows(seed, power):
+    x = gaussian(4, 7, seed=seed)
+    expected = x.norm(dim=-1, keepdim=True) * 2.0**power
+    torch.testing.assert_close(l2((x * 2.0**power).float(), 1).double(), expected, rtol=1e-6, atol=0)
+
+
+def test_l2_of_zero_and_nan():
+    assert l2(torch.zeros(3), 1).item() == 0
+    assert l2(torch.tensor([1.0, torch.nan]), 1).isnan().all()
+
+
+@pytest.mark.parametrize("polar", exported(linalg, Polar), ids=lambda c: c.__name__)
+@given(m=sides, n=sides, seed=seeds)
+def test_every_polar_keeps_its_stated_error(polar, m, n, seed):
+    check_polar(polar(), (m, n), error=ERRORS[polar.__name__], seed=seed)
+
+
+@pytest.mark.parametrize(("steps", "error"), [(5, 0.25), (6, 0.006), (7, 1e-5), (8, 1e-5), (12, 1e-5)])
+def test_polar_express_error_by_steps(steps, error):
+    for shape in [(64, 64), (32, 128), (128, 32)]:
+        check_polar(PolarExpress(steps), shape, error=error)
+
+
+def test_polar_express_in_bfloat16_is_within_a_few_per_cent():
+    g = gaussian(64, 32, dtype=torch.float32)
+    sizes = torch.linalg.svdvals(PolarExpress(dtype=torch.bfloat16)(g))
+    assert 0.95 < sizes.min() <= sizes.max() < 1.03
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_polar_keeps_dtype_and_batch(dtype):
+    g = gaussian(2, 3, 4, 6).to(dtype)
+    for polar in (SVD(), PolarExpress()):
+        p = polar(g)
+        assert p.dtype == dtype
+        assert p.shape == g.shape
+        assert (p.double() @ p.double().mT - torch.eye(4)).abs().max() < 0.02
+
+
+def test_svd_drops_noise_directions():
+    u = torch.linalg.qr(gaussian(6, 6))[0]
+    g = (u * torch.tensor([1.0, 1.0, 1e-17, 0, 0, 0], dtype=torch.float64)) @ gaussian(6, 6, seed=1)
+    sizes = torch.linalg.svdvals(SVD()(g))
+    assert sizes[:2].min() > 1 - 1e-10
+    assert sizes[2:].max() < 1e-10
+
+
+def test_polar_express_never_ascends_on_hard_spectra():
+    for s in (
+        torch.logspace(0, -10, 32),
+        torch.cat([torch.ones(1), torch.full((31,), 1e-5)]),
+        1 / torch.arange(1, 33.0),
+    ):
+        u, v = (torch.linalg.qr(gaussian(32, 32, seed=k))[0] for k in (0, 1))
+        g = (u * s.double()) @ v
+        p = PolarExpress()(g.float()).double()
+        assert (g * p).sum() >= 0.95 * s.sum()
+
+
+def test_singular_values_pass_nan_on():
+    x = torch.stack([torch.eye(2), torch.tensor([[1.0, torch.inf], [0.0, 1.0]])])
+    assert svdvals(x)[0].tolist() == [1.0, 1.0]
+    assert svdvals(x)[1].isnan().all()
+    assert svd(x)[1][1].isnan().all()
+    assert SVD()(x)[1].isnan().all()
+    assert PolarExpress()(x)[1].isnan().any()
+
+
+def test_power_method_finds_the_operator_norm_from_rms_to_rms():
+    j = gaussian(5, 9)
+
+    def rms(x):
+        return x.square().mean().sqrt()
+
+    found = steepest_gain(
+        forward=j.mv,
+        backward=j.mT.mv,
+        norming=lambda y: y / (rms(y) * y.numel()),
+        dualize=lambda g: g / rms(g),
+        starts=[gaussian(9, seed=k) / rms(gaussian(9, seed=k)) for k in range(3)],
+        iterations=200,
+    )
+    assert found == pytest.approx(float(torch.linalg.svdvals(j)[0]) * (9 / 5) ** 0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"safety": 0.9}])
+def test_polar_express_refuses_nonsense(bad):
+    with pytest.raises(ValueError, match="PolarExpress needs"):
+        PolarExpress(**bad)
