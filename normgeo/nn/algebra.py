@@ -84,6 +84,12 @@ class Sequential(Module):
             out = module(*out) if isinstance(out, tuple) else module(out)
         return out
 
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __getitem__(self, index: int) -> nn.Module:
+        return [module for _, module in parts(self)][index]
+
 
 class Parallel(Module):
     """A tuple of modules, each given the same input.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from itertools import chain
 from typing import Any
 
@@ -14,15 +15,15 @@ from torch.nn import Parameter
 from normgeo.geometry import Leaf
 from normgeo.linalg import SVD
 from normgeo.norms import with_polar
-from normgeo.optim.stack import state_key
+from normgeo.optim.stack import Parts, state_key
 
 __all__ = ["compare", "keep_dtypes", "structure", "tell_numbers"]
 
 
-def structure(parts: Mapping[str, object], leaves: Sequence[Leaf]) -> dict[str, dict[str, str]]:
+def structure(parts: Parts, leaves: Sequence[Leaf]) -> dict[str, dict[str, str]]:
     """A group in words. How a polar factor is computed is not part of the structure, so precision may change."""
     return {
-        "parts": {name: repr(part) for name, part in parts.items()},
+        "parts": {field.name: repr(getattr(parts, field.name)) for field in fields(parts)},
         "leaves": {
             leaf.name: f"{leaf.role}, {with_polar(leaf.norm, SVD())}, view {leaf.view or 'none'}, {leaf.shape}"
             for leaf in leaves

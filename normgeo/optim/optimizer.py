@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,14 +25,14 @@ from normgeo.steps.base import Move
 
 __all__ = ["Optimizer"]
 
-PARTS: dict[str, Any] = {
+KINDS: dict[str, Any] = {
     "rule": Rule,
     "direction": Direction,
     "step": StepSize,
     "iterate": Iterate,
     "constraint": Constraint,
 }
-OPTIONS = {"params", "leaves", "lr", "decay", *PARTS}
+OPTIONS = {"params", "leaves", "lr", "decay", *KINDS}
 SUPPLIED = {"loss", "hvp", "moves", "updates"}
 
 
@@ -40,6 +40,7 @@ SUPPLIED = {"loss", "hvp", "moves", "updates"}
 class Bound:
     """A parameter group made ready: its stacks, and the tensors that it has once."""
 
+    parts: Parts
     stacks: list[Stack]
     indices: list[list[int]]
     """for each stack, the position of its parameters among all parameters that have a gradient; set in each step"""
@@ -80,15 +81,16 @@ class Optimizer(torch.optim.Optimizer):
         self._bound: list[Bound] | None = None
         self._signature: tuple[Any, ...] = ()
         self._guard = Guard(nonfinite)
-        defaults = {
-            "lr": lr,
-            "rule": Momentum(0.95, nesterov=True) if rule is None else rule,
-            "direction": direction,
-            "step": Constant() if step is None else step,
-            "iterate": Descent() if iterate is None else iterate,
-            "constraint": Free() if constraint is None else constraint,
-        }
-        super().__init__(params, defaults)
+        self.parts: list[Parts] = []
+        """what each parameter group is made to do"""
+        self._default_parts = Parts(
+            rule=Momentum(0.95, nesterov=True) if rule is None else rule,
+            direction=direction,
+            step=Constant() if step is None else step,
+            iterate=Descent() if iterate is None else iterate,
+            constraint=Free() if constraint is None else constraint,
+        )
+        super().__init__(params, {"lr": lr})
 
     # ---- groups
 
@@ -110,11 +112,14 @@ class Optimizer(torch.optim.Optimizer):
             if "constraint" in group:
                 raise ValueError("a group takes decay= or constraint=, not both; write constraint=Decay(strength)")
             group["constraint"] = Decay(decay)
-        _check_group({**self.defaults, **group})
+        parts = replace(self._default_parts, **{name: group.pop(name) for name in KINDS if name in group})
+        _check(parts, group.get("lr", self.defaults["lr"]))
         for parameter, its in zip(group["params"], leaves, strict=True):
             _check_leaves(parameter, its)
+        group["structure"] = checkpoint.structure(parts, [leaf for its in leaves for leaf in its])
         super().add_param_group(group)
         group["base_lr"] = float(group["lr"])
+        self.parts.append(parts)
         self._leaves.update(zip(group["params"], map(tuple, leaves), strict=True))
         self._bound = None
 
@@ -143,7 +148,7 @@ class Optimizer(torch.optim.Optimizer):
         active = [i for i, stack in enumerate(bound.stacks) if any(stack.present())]
         if not active:
             return
-        step: StepSize = group["step"]
+        step = bound.parts.step
         stacks = [bound.stacks[i] for i in active]
         alive = [_alive(stack, verdict, bound.indices[i]) for i, stack in zip(active, stacks, strict=True)]
         before = [None if a is None else stack.snapshot() for a, stack in zip(alive, stacks, strict=True)]
@@ -176,7 +181,7 @@ class Optimizer(torch.optim.Optimizer):
         self, closure: Callable[[], Any] | None, groups: list[Bound]
     ) -> tuple[Any, dict[Parameter, Tensor] | None]:
         """The loss, and on steps where a part wants Hessian-vector products the gradients with their graph."""
-        needs = [part.needs for group in self.param_groups for part in _parts(group)]
+        needs = [part.needs for parts in self.parts for part in parts]
         if closure is None:
             if any({"loss", "hvp"} & set(need) for need in needs):
                 raise ValueError(
@@ -226,7 +231,7 @@ class Optimizer(torch.optim.Optimizer):
         params = [p for group in self.param_groups for p in group["params"]]
         signature = tuple((p.requires_grad, p.dtype, p.device) for p in params)
         if self._bound is None or signature != self._signature:
-            self._bound = [self._bind(group) for group in self.param_groups]
+            self._bound = [self._bind(*both) for both in zip(self.param_groups, self.parts, strict=True)]
             stacks = [stack for bound in self._bound for stack in bound.stacks]
             total = float(sum(float(stack.numbers["mass"].sum()) for stack in stacks))
             for stack in stacks:
@@ -234,8 +239,7 @@ class Optimizer(torch.optim.Optimizer):
             self._signature = signature
         return self._bound
 
-    def _bind(self, group: dict[str, Any]) -> Bound:
-        parts = Parts(*(group[name] for name in PARTS))
+    def _bind(self, group: dict[str, Any], parts: Parts) -> Bound:
         params = [p for p in group["params"] if p.requires_grad]
         entries = [(p, leaf) for p in params for leaf in self._leaves[p]]
         stacks = [Stack(these, parts, self.state) for these in group_leaves(entries)]
@@ -249,38 +253,27 @@ class Optimizer(torch.optim.Optimizer):
             for p in params:
                 self.state[p][key] = tensor
         shared = {key.removeprefix("shared."): numbers[key] for key in numbers if key != "step"}
-        return Bound(stacks, [], numbers["step"], shared)
+        return Bound(parts, stacks, [], numbers["step"], shared)
 
     # ---- checkpoints
 
-    def state_dict(self) -> dict[str, Any]:
-        """As in torch, with the parts and leaves of each group in words under "structure": plain data and tensors."""
-        saved = super().state_dict()
-        for entry, group in zip(saved["param_groups"], self.param_groups, strict=True):
-            for name in PARTS:
-                del entry[name]
-            entry["structure"] = checkpoint.structure(_named_parts(group), self._group_leaves(group))
-        return saved
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint. Its leaves and parts must be the same; its numbers (lr, masses, radii) win."""
-        mine = [checkpoint.structure(_named_parts(group), self._group_leaves(group)) for group in self.param_groups]
-        checkpoint.compare(mine, [entry.get("structure") for entry in state_dict["param_groups"]])
-        kept = [{name: group[name] for name in PARTS} for group in self.param_groups]
-        entries = [{k: v for k, v in entry.items() if k != "structure"} for entry in state_dict["param_groups"]]
-        super().load_state_dict({**state_dict, "param_groups": entries})
-        for group, parts in zip(self.param_groups, kept, strict=True):
-            group.update(parts)
+        mine = [group["structure"] for group in self.param_groups]
+        checkpoint.compare(mine, [group.get("structure") for group in state_dict["param_groups"]])
+        super().load_state_dict(state_dict)
+        for group, structure in zip(self.param_groups, mine, strict=True):
+            group["structure"] = structure
         checkpoint.keep_dtypes(self, state_dict)
         checkpoint.tell_numbers(self.state, self._leaves)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_leaves": self._leaves, "_guard": self._guard, "_bound": None, "_signature": ()}
-        return {**super().__getstate__(), **own}
+        own = ("_leaves", "_guard", "parts", "_default_parts")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._bound = None
+        self._bound, self._signature = None, ()
 
     def _group_leaves(self, group: dict[str, Any]) -> list[Leaf]:
         return [leaf for p in group["params"] for leaf in self._leaves[p]]
@@ -407,24 +400,15 @@ def _hvp(stack: Stack, graph: dict[Parameter, Tensor]) -> Callable[[Tensor], Ten
     return product
 
 
-def _named_parts(group: dict[str, Any]) -> dict[str, object]:
-    return {name: group[name] for name in PARTS}
-
-
-def _parts(group: dict[str, Any]) -> Iterator[Any]:
-    yield from (group[name] for name in PARTS if group[name] is not None)
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    lr = float(group["lr"])
-    if not (math.isfinite(lr) and lr >= 0):
-        raise ValueError(f"lr must be a finite number ≥ 0, got {lr}")
-    for name, wanted in PARTS.items():
-        part = group[name]
+def _check(parts: Parts, lr: float | Tensor) -> None:
+    if not (math.isfinite(float(lr)) and float(lr) >= 0):
+        raise ValueError(f"lr must be a finite number ≥ 0, got {float(lr)}")
+    for name, kind in KINDS.items():
+        part = getattr(parts, name)
         if part is None and name == "direction":
             continue
-        if not isinstance(part, wanted):
-            raise TypeError(f"{name}= takes a normgeo {wanted.__name__}, got {part!r}")
+        if not isinstance(part, kind):
+            raise TypeError(f"{name}= takes a normgeo {kind.__name__}, got {part!r}")
         if missing := sorted(set(part.needs) - SUPPLIED):
             raise ValueError(
                 f"{name} {type(part).__name__} needs {missing}, but this optimizer supplies {sorted(SUPPLIED)}"

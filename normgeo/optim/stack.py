@@ -33,6 +33,11 @@ class Parts:
     iterate: Iterate
     constraint: Constraint
 
+    def __iter__(self) -> Iterator[Any]:
+        """Those that there are."""
+        named = (self.rule, self.direction, self.step, self.iterate, self.constraint)
+        return (part for part in named if part is not None)
+
 
 class Stack:
     """Reads gradients and weights of its leaves, keeps their state in stacked buffers, and writes weights back.

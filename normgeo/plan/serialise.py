@@ -25,8 +25,8 @@ def leaf_from_plain(data: dict[str, Any]) -> Leaf:
 
 
 def _to_plain(value: Any) -> Any:
-    if isinstance(value, Norm | Polar | View):
-        fields = {f.name: _to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}  # type: ignore[arg-type]
+    if isinstance(value, Norm | Polar | View) and dataclasses.is_dataclass(value):
+        fields = {f.name: _to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": type(value).__name__, **fields}
     if isinstance(value, torch.dtype):
         return {"type": "dtype", "name": str(value).removeprefix("torch.")}
