@@ -9,7 +9,8 @@ from torch import Tensor
 __all__ = ["Rule", "State", "drop_stale"]
 
 State = dict[str, Tensor]
-"""What a part of the optimizer remembers about a stack of n leaves: name -> tensor with a leading axis of length n."""
+"""What a part of the optimizer remembers about a stack of n leaves: name -> tensor with a leading axis of length n. The
+names, shapes and dtypes that `init` returns stay; a part may change the tensors in place or assign others in their place."""
 
 
 class Rule(ABC):
