@@ -14,7 +14,7 @@ __all__ = ["main"]
 
 
 @click.group()
-@click.version_option(normgeo.__version__)
+@click.version_option(normgeo.__version__, prog_name="normgeo")
 def commands() -> None:
     """Norm-based optimization for PyTorch."""
 
@@ -25,7 +25,7 @@ commands.add_command(train)
 def main() -> None:
     """Run a command; a mistake of the user is one line on stderr and exit status 2."""
     try:
-        sys.exit(commands.main(standalone_mode=False) or 0)
+        sys.exit(commands.main(prog_name="normgeo", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as help_text:
         click.echo(help_text.format_message(), err=True)
         sys.exit(2)

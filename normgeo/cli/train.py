@@ -20,6 +20,7 @@ from normgeo import lab
 __all__ = ["train"]
 
 DEFAULTS = lab.Settings()
+SECONDS_BETWEEN_SAVES = 10.0
 CHECKPOINT, RESULTS, PICTURE = "checkpoint.pt", "results.json", "loss.png"
 
 
@@ -120,7 +121,7 @@ def _run(
             while not training.done:
                 training.advance()
                 progress.update(task, completed=training.step, note=_note(training.curve))
-                if time.monotonic() - last_save > 10:
+                if time.monotonic() - last_save >= SECONDS_BETWEEN_SAVES:
                     save(training)
                     last_save = time.monotonic()
             if not console.is_terminal:

@@ -10,7 +10,7 @@ __all__ = ["Rule", "State", "drop_stale"]
 
 State = dict[str, Tensor]
 """What a part of the optimizer remembers about a stack of n leaves: name -> tensor with a leading axis of length n. The
-names, shapes and dtypes that `init` returns stay; a part may change the tensors in place or assign others in their place."""
+names, shapes and dtypes that `init` returns stay; a part may change the tensors in place or assign others instead."""
 
 
 class Rule(ABC):
