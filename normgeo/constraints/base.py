@@ -11,7 +11,12 @@ __all__ = ["Constraint", "Free", "Rate"]
 
 
 class Rate(NamedTuple):
-    """How long the step was, each () or (n, 1, ..., 1)."""
+    """How long the step was, each () or (n, 1, ..., 1).
+
+    >>> import torch
+    >>> Rate(eta=torch.tensor(0.05), relative=torch.tensor(0.5)).relative
+    tensor(0.5000)
+    """
 
     eta: Tensor
     """η = lr · value of the step size"""

@@ -15,12 +15,24 @@ __all__ = ["GeometryError", "declare", "register", "registered", "trace"]
 
 
 class GeometryError(ValueError):
-    """A module whose geometry is unknown or impossible; the message names it and the line to write."""
+    """A module whose geometry is unknown or impossible; the message names it and the line to write.
+
+    >>> try:
+    ...     declare(nn.Bilinear(1, 1, 1), Graph())
+    ... except GeometryError as error:
+    ...     print(str(error)[:59])
+    module Bilinear (the model itself) has no geometry; write @
+    """
 
 
 @functools.singledispatch
 def declare(module: nn.Module, graph: Graph, *inputs: Any) -> Any:
-    """Add a module's operations to the graph and return the node of its output (a tuple of nodes for several)."""
+    """Add a module's operations to the graph and return the node of its output (a tuple of nodes for several).
+
+    >>> from normgeo.nn import ReLU
+    >>> declare(ReLU(), (graph := Graph()), graph.input()).op
+    'relu'
+    """
     name, path = type(module).__name__, ".".join(graph.path) or "the model itself"
     raise GeometryError(
         f"module {name} ({path}) has no geometry; write @normgeo.geometry.register({name}) above a function "

@@ -25,7 +25,11 @@ ONE, ZERO = bound(1.0), bound(0.0)
 
 @dataclass(frozen=True)
 class Node:
-    """One operation: what it is called, what it consumes with which sensitivity, and how large its output can be."""
+    """One operation: what it is called, what it consumes with which sensitivity, and how large its output can be.
+
+    >>> Graph().input(size=bound(2.0)).size.value
+    2.0
+    """
 
     index: int
     op: str
@@ -39,7 +43,14 @@ class Node:
 
 @dataclass(frozen=True)
 class Use:
-    """A parameter at work: a change Δ changes the output of `node` by at most input_norm·‖Δ‖, the first to first order."""
+    """A parameter at work: a change Δ changes the output of `node` by at most input_norm·‖Δ‖, the first to first order.
+
+    >>> import torch, normgeo as ng
+    >>> graph, weight = Graph(), Parameter(torch.eye(2))
+    >>> graph.use(weight, graph.op("Wx", graph.input()), role="linear", norm=ng.norms.RMSToRMS())
+    >>> graph.uses[0].role
+    'linear'
+    """
 
     parameter: Parameter
     node: int

@@ -15,7 +15,17 @@ __all__ = ["SVD", "Polar", "PolarExpress"]
 
 
 class Polar(ABC):
-    """A way to compute U Vᵀ: batched over leading axes, zero to zero, the same answer for any scale of the input."""
+    """A way to compute U Vᵀ: batched over leading axes, zero to zero, the same answer for any scale of the input.
+
+    >>> class NewtonSchulz(Polar):
+    ...     def __call__(self, g):
+    ...         x = g / g.norm()
+    ...         for _ in range(20): x = 1.5 * x - 0.5 * x @ x.mT @ x
+    ...         return x
+    >>> NewtonSchulz()(2 * torch.eye(2))
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
 
     @abstractmethod
     def __call__(self, g: Tensor) -> Tensor:  # (*b, m, n) -> (*b, m, n)

@@ -16,7 +16,15 @@ Policy = Literal["skip", "zero", "raise"]
 
 
 class NonFiniteError(FloatingPointError):
-    """A gradient with NaN or Inf under nonfinite="raise"; no weight and no state was touched."""
+    """A gradient with NaN or Inf under nonfinite="raise"; no weight and no state was touched.
+
+    >>> import normgeo as ng
+    >>> layer = ng.nn.Linear(2, 2)
+    >>> layer.weight.grad = torch.full((2, 2), torch.nan)
+    >>> try: ng.optimizer(layer, nonfinite="raise").step()
+    ... except NonFiniteError as error: print(error)
+    NaN or Inf in the gradient of weight; no weight or state was changed. nonfinite="skip" would drop such steps
+    """
 
 
 @dataclass

@@ -21,9 +21,8 @@ class Iterate(ABC):
     ...         return W - eta * D
     ...     def average(self, W, state): return state["mean"]
     >>> import torch
-    >>> state = Averaged().init(torch.zeros(1, 1))
-    >>> Averaged().write(torch.zeros(1, 1), torch.ones(1, 1), 0.5, state), state["mean"]
-    (tensor([[-0.5000]]), tensor([[-0.0500]]))
+    >>> Averaged().write(torch.zeros(1), torch.ones(1), 0.5, {"mean": torch.zeros(1)})
+    tensor([-0.5000])
     """
 
     needs: Mapping[str, int] = {}

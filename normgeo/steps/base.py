@@ -34,7 +34,12 @@ class Move:
 
 @dataclass
 class Stats:
-    """What a step size may look at. Fields that it did not ask for in `needs` are None or empty."""
+    """What a step size may look at. Fields that it did not ask for in `needs` are None or empty.
+
+    >>> import torch
+    >>> Stats(count=torch.tensor(3.0)).loss is None
+    True
+    """
 
     count: Tensor
     """() how many steps the group has completed"""
@@ -55,7 +60,11 @@ class Stats:
 
 @dataclass
 class StepState:
-    """What a step size remembers: scalars that the group shares, and tensors per leaf in the order of `Stats.moves`."""
+    """What a step size remembers: scalars that the group shares, and tensors per leaf in the order of `Stats.moves`.
+
+    >>> StepState().shared
+    {}
+    """
 
     shared: dict[str, Tensor] = field(default_factory=dict)
     leaves: Sequence[dict[str, Tensor]] = ()

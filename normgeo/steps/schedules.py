@@ -28,6 +28,11 @@ class Schedule(StepSize):
     """`warmup` steps up a straight line to 1, then `shape` over what is left of `total` steps, then its last value.
 
     With t steps done: (t + 1)/(warmup + 1) while t < warmup, then shape(u), u = (t - warmup)/(total - warmup) in [0, 1].
+
+    >>> class Sqrt(Schedule):
+    ...     def shape(self, u): return 1 - u.sqrt()
+    >>> Sqrt(total=5, warmup=1).at(torch.tensor([0.0, 1.0, 2.0, 5.0]))
+    tensor([0.5000, 1.0000, 0.5000, 0.0000])
     """
 
     total: int
