@@ -7,11 +7,28 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+import normgeo as ng
+
 seeds = st.integers(0, 2**16)
 
 
 def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def published_gpt(vocabulary: int, context: int, width: int, heads: int, depth: int) -> ng.nn.Module:
+    """The GPT of Large et al. (arXiv 2405.14813), composed here from modules: positions learned, residuals averaged."""
+    nn, share = ng.nn, 1 / (2 * depth)
+
+    def block() -> ng.nn.Module:
+        qkv = nn.Parallel(**{name: nn.Linear(width, width) for name in "qkv"})
+        attention = nn.Linear(width, width) @ nn.Mul(1 / 3) @ nn.Attention(heads) @ qkv @ nn.LayerNorm()
+        mlp = nn.Linear(4 * width, width) @ nn.ScaledGELU() @ nn.Linear(width, 4 * width) @ nn.LayerNorm()
+        return nn.residual(share, mlp) @ nn.residual(share, attention)
+
+    embed = 0.5 * nn.Embedding(vocabulary, width) + 0.5 * (nn.Embedding(context, width) @ nn.Enumerate())
+    blocks = nn.Sequential(*(block() for _ in range(depth))).tare(5)
+    return nn.Linear(width, vocabulary) @ nn.LayerNorm() @ blocks @ embed.tare(1)
 
 
 def exported(room: ModuleType, base: type) -> list[type]:

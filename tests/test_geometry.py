@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from helpers import seeds
+from helpers import published_gpt, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -19,7 +19,20 @@ WIDTH = 4
 
 @pytest.mark.parametrize("depth", [2, 8, 32])
 def test_radii_of_the_published_gpt(depth):
-    plan = ng.compile(ng.nn.GPT(vocab_size=65, context=16, width=8, heads=2, depth=depth))
+    """1/7 for both embeddings and the head, 5/7 for q, k, v, 5/21 for attention-out and both MLP matrices: at any depth."""
+    plan = ng.compile(published_gpt(65, 16, 8, 2, depth))
+    assert len(plan.leaves) == 3 + 6 * depth
+    for leaf in plan.leaves:
+        attention_in = any(f".{name}." in leaf.name for name in "qkv")
+        hidden = Fraction(5, 7) if attention_in else Fraction(5, 21)
+        expected = Fraction(1, 7) if leaf.role == "embedding" or leaf.shape == (65, 8) else hidden
+        assert leaf.radius == pytest.approx(float(expected), rel=1e-12)
+        assert leaf.known == ("bound" if leaf.shape == (65, 8) and leaf.role == "linear" else "typical")
+    assert "typical factors: η is typical, not a bound" in str(plan)
+
+
+@pytest.mark.parametrize("depth", [2, 8, 32])
+def test_our_gpt_has_the_same_radii(depth):
     expected = {
         "q": "5/7",
         "k": "5/7",
@@ -27,14 +40,14 @@ def test_radii_of_the_published_gpt(depth):
         "out": "5/21",
         "up": "5/21",
         "down": "5/21",
-        "table": "1/7",
+        "embed": "1/7",
         "head": "1/7",
     }
-    assert len(plan.leaves) == 3 + 6 * depth
+    plan = ng.compile(ng.nn.GPT(vocab_size=65, context=16, width=8, heads=2, depth=depth))
     for leaf in plan.leaves:
-        assert leaf.radius == pytest.approx(float(Fraction(expected[leaf.name.split(".")[-2]])), rel=1e-12)
-        assert leaf.known == ("bound" if leaf.role == "head" else "typical")
-    assert "typical factors: η is typical, not a bound" in str(plan)
+        name = leaf.name.removesuffix(".weight").removesuffix(".map").split(".")[-1]
+        assert leaf.radius == pytest.approx(float(Fraction(expected[name])), rel=1e-12)
+        assert leaf.known == ("bound" if name == "head" else "typical")
 
 
 def modules(depth: int) -> st.SearchStrategy:

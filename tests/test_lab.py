@@ -154,7 +154,7 @@ def test_train_writes_results_and_a_picture(monkeypatch, capsys, tmp_path, text)
     assert (code, err) == (0, "")
     for expected in (
         "sha256",
-        "blocks.0.mlp.residue.up.weight",
+        "blocks.0.mlp.block.up.weight",
         "every leaf will move",
         "AdamW",
         "Muon + AdamW",

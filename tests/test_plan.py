@@ -73,7 +73,7 @@ def test_overrides_by_pattern():
     model = small()
     plan = ng.compile(model, masses={"blocks.*.up": 2.0, "head.weight": 3.0}, norms={"head": RMSToRMS(SVD())})
     masses = {leaf.name: leaf.mass for leaf in plan.leaves}
-    assert masses["blocks.0.mlp.residue.up.weight"] == masses["blocks.1.mlp.residue.up.weight"] == 2.0
+    assert masses["blocks.0.mlp.block.up.weight"] == masses["blocks.1.mlp.block.up.weight"] == 2.0
     assert masses["head.weight"] == 3.0
     assert plan.mass == pytest.approx(sum(masses.values()))
     given_radii = ng.compile(model, radii={"head": 0.5})
@@ -85,7 +85,7 @@ def test_overrides_by_pattern():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"masses": {"blocks.*.nothing": 1.0}}, "matches no leaf; leaves are embed.token"),
+        ({"masses": {"blocks.*.nothing": 1.0}}, "matches no leaf; leaves are embed.weight"),
         ({"masses": {"blocks": 1.0, "*.up": 2.0}}, "both match .* and disagree"),
         ({"masses": {"head": -1.0}}, "finite number ≥ 0"),
         ({"masses": {"head": float("nan")}}, "finite number ≥ 0"),
@@ -159,9 +159,9 @@ def test_unknown_norms_in_a_file_are_named():
 
 def test_print_joins_equal_rows():
     lines = str(ng.compile(ng.nn.GPT(65, 64, 128, 4, depth=6))).splitlines()
-    assert len(lines) == 1 + 9 + 1
-    assert lines[3].split() == [
-        "blocks.*.attention.residue.qkv.q.weight",
+    assert len(lines) == 1 + 8 + 1
+    assert lines[2].split() == [
+        "blocks.*.attention.block.qkv.q.map.weight",
         "linear",
         "RMSToRMS",
         "128×128",
@@ -174,8 +174,8 @@ def test_print_joins_equal_rows():
         "6",
         "leaves",
     ]
-    assert "head.weight" in lines[9]
-    assert lines[-1].startswith("39 leaves, mass 7;")
+    assert "head.weight" in lines[8]
+    assert lines[-1].startswith("38 leaves, mass 7;")
 
 
 class Wrapper(nn.Module):
@@ -236,8 +236,8 @@ def test_what_the_plan_does_not_know_is_an_error_that_says_what_to_do():
 def test_groups_carry_their_options():
     model = small()
     plan = ng.compile(model)
-    groups = plan.groups({"head": {"lr": 0.05}, "embed.*": {"decay": 0.1}})
-    assert [len(group["params"]) for group in groups] == [12, 2, 1]
+    groups = plan.groups({"head": {"lr": 0.05}, "embed": {"decay": 0.1}})
+    assert [len(group["params"]) for group in groups] == [12, 1, 1]
     opt = plan.optimizer(groups, lr=0.2)
     assert [group["lr"] for group in opt.param_groups] == [0.2, 0.2, 0.05]
     assert opt.parts[1].constraint == ng.constraints.Decay(0.1)
@@ -253,7 +253,7 @@ def test_precision_changes_only_how_polar_factors_are_computed():
     plan = ng.compile(model)
     leaf = plan.optimizer(model, precision="exact")._leaves[model.head.weight][0]
     assert leaf.norm == RMSToRMS(SVD())
-    assert plan.optimizer(model, precision=SVD())._leaves[model.embed.token.table.weight][0].norm == L1ToRMS()
+    assert plan.optimizer(model, precision=SVD())._leaves[model.embed.weight][0].norm == L1ToRMS()
     with pytest.raises(ValueError, match="precision must be one of"):
         plan.optimizer(model, precision="sloppy")
 

@@ -32,7 +32,7 @@ class Settings:
     batch: int = 32
     steps: int = 500
     warmup: int = 20
-    lr: float = 0.1
+    lr: float = 0.2
     seed: int = 0
 
     def __post_init__(self) -> None:

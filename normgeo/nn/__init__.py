@@ -4,7 +4,9 @@ from normgeo.nn.algebra import Module, Mul, Parallel, Sequential, Sum
 from normgeo.nn.atoms import Bias, Embedding, Gain, Linear
 from normgeo.nn.attention import Attention
 from normgeo.nn.bonds import GELU, Add, Enumerate, Identity, LayerNorm, ReLU, RMSNorm, Typical
-from normgeo.nn.compounds import GPT, MLP, ScaledGELU, ScaledReLU, SelfAttention, residual
+from normgeo.nn.compounds import GPT, MLP, ScaledGELU, ScaledReLU, SelfAttention
+from normgeo.nn.heads import HeadNorm, Rotary
+from normgeo.nn.residual import Stream, residual
 
 __all__ = [
     "GELU",
@@ -16,6 +18,7 @@ __all__ = [
     "Embedding",
     "Enumerate",
     "Gain",
+    "HeadNorm",
     "Identity",
     "LayerNorm",
     "Linear",
@@ -24,10 +27,12 @@ __all__ = [
     "Parallel",
     "RMSNorm",
     "ReLU",
+    "Rotary",
     "ScaledGELU",
     "ScaledReLU",
     "SelfAttention",
     "Sequential",
+    "Stream",
     "Sum",
     "Typical",
     "residual",

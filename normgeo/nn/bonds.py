@@ -108,7 +108,8 @@ class Enumerate(Module):
 
 
 class Typical(Module):
-    """A module without weights whose sensitivity, and factor on sizes, is declared as what it typically is.
+    """A module without weights whose sensitivity to each input is declared as what it typically is, and its output as
+    that much times the largest input.
 
     >>> from normgeo.nn import GELU
     >>> Typical(2**0.5 * GELU(), 1.0)(torch.zeros(1))
@@ -166,4 +167,6 @@ def _(module: Enumerate, graph: Graph, ids: Node) -> Node:
 
 @register(Typical)
 def _(module: Typical, graph: Graph, *x: Node) -> Node:
-    return graph.op(f"typical {type(module.module).__name__}", *x, slots=typical(module.sensitivity))
+    largest = max(node.size.value for node in x)
+    name, each = f"typical {type(module.module).__name__}", typical(module.sensitivity)
+    return graph.op(name, *x, slots=each, size=each * bound(largest))

@@ -4,12 +4,14 @@ import math
 
 from torch import nn
 
-from normgeo.nn.algebra import Module, Mul, Parallel, Sequential, Sum
+from normgeo.nn.algebra import Module, Mul, Parallel, Sequential
 from normgeo.nn.atoms import Embedding, Linear
 from normgeo.nn.attention import Attention
-from normgeo.nn.bonds import GELU, Enumerate, Identity, LayerNorm, ReLU, Typical
+from normgeo.nn.bonds import GELU, LayerNorm, ReLU, Typical
+from normgeo.nn.heads import HeadNorm, Rotary
+from normgeo.nn.residual import Stream
 
-__all__ = ["GPT", "MLP", "ScaledGELU", "ScaledReLU", "SelfAttention", "residual"]
+__all__ = ["GPT", "MLP", "ScaledGELU", "ScaledReLU", "SelfAttention"]
 
 
 def ScaledReLU() -> Module:  # noqa: N802
@@ -30,15 +32,6 @@ def ScaledGELU() -> Module:  # noqa: N802
     return Typical(math.sqrt(2) * GELU(), 1.0)
 
 
-def residual(share: float, block: Module) -> Module:
-    """x ↦ (1 - share)·x + share·block(x): total sensitivity 1 if that of the block is 1.
-
-    >>> list(dict(residual(0.5, Sequential(mlp=Linear(4, 4))).named_parameters()))
-    ['residue.mlp.weight']
-    """
-    return Sum(skip=(1 - share) * Identity(), residue=share * block)
-
-
 def MLP(in_features: int, width: int, out_features: int, depth: int = 3) -> Module:  # noqa: N802
     """`depth` linear maps with √2·ReLU between them; the last starts at 0.
 
@@ -53,26 +46,35 @@ def MLP(in_features: int, width: int, out_features: int, depth: int = 3) -> Modu
     return Sequential(*layers, Linear(width, out_features, zero=True, role="head"))
 
 
-def SelfAttention(width: int, heads: int) -> Module:  # noqa: N802
-    """W · ⅓ attention(Q x, K x, V x): the three slots of attention have sensitivity 1 each, hence the third.
+def SelfAttention(width: int, heads: int, context: int) -> Module:  # noqa: N802
+    """W · ⅓ attention(q, k, v) with q and k normalised per head and turned by position; logits are 8 times cosines.
 
-    >>> SelfAttention(8, 2).mass
+    Each of the three slots of attention has typical sensitivity 1, hence the third. (As a bound, 8 for q and k.) W
+    starts at 0.
+
+    >>> SelfAttention(8, 2, context=5).mass
     4.0
     """
     if width % heads:
         raise ValueError(
             f"SelfAttention: width {width} does not divide into {heads} heads; choose heads that divide it"
         )
-    qkv = Parallel(q=Linear(width, width), k=Linear(width, width), v=Linear(width, width))
-    return Sequential(qkv=qkv, mix=Attention(heads), third=Mul(1 / 3), out=Linear(width, width))
+
+    def turned() -> Module:
+        return Sequential(map=Linear(width, width), norm=HeadNorm(heads), turn=Rotary(heads, context))
+
+    mix = Typical(Attention(heads, scale=8 * heads / width), 1.0)
+    qkv = Parallel(q=turned(), k=turned(), v=Linear(width, width))
+    return Sequential(qkv=qkv, mix=mix, third=Mul(1 / 3), out=Linear(width, width, zero=True))
 
 
 def GPT(vocab_size: int, context: int, width: int, heads: int, depth: int) -> Module:  # noqa: N802
     """A causal language model: ids (batch, t ≤ context) ↦ logits (batch, t, vocab_size), without biases and gains.
 
-    Each of the 2·depth residual layers mixes 1 - 1/(2·depth) of its input with 1/(2·depth) of its block, so the
-    sensitivity of the whole stream is 1 at any depth. Masses: embeddings 1, blocks 5, head 1. The head starts at 0.
-    Source: the GPT of Large et al., arXiv 2405.14813, with the factor ⅓ on the output of attention.
+    Token embedding, 2·depth residual layers (attention with rotary positions, MLP of width 4·width), normalisation, head.
+    Outputs of blocks and the head start at 0. Masses: embedding 1, blocks 5, head 1; with the shares 1/(2·depth) of the
+    stream the radii are 1/7 for embedding and head, 5/7 for q, k, v and 5/21 for the rest, at any depth. They are typical.
+    Source of masses and radii: the GPT of Large et al., arXiv 2405.14813.
 
     >>> round(GPT(vocab_size=65, context=64, width=32, heads=4, depth=2).mass)
     7
@@ -82,18 +84,14 @@ def GPT(vocab_size: int, context: int, width: int, heads: int, depth: int) -> Mo
     share = 1 / (2 * depth)
 
     def block() -> Module:
-        mlp = Sequential(up=Linear(width, 4 * width), act=ScaledGELU(), down=Linear(4 * width, width))
+        mlp = Sequential(up=Linear(width, 4 * width), act=ScaledGELU(), down=Linear(4 * width, width, zero=True))
         return Sequential(
-            attention=residual(share, SelfAttention(width, heads) @ LayerNorm()),
-            mlp=residual(share, mlp @ LayerNorm()),
+            attention=Stream(SelfAttention(width, heads, context) @ LayerNorm(), share),
+            mlp=Stream(mlp @ LayerNorm(), share),
         )
 
-    embed = Sum(
-        token=Sequential(table=Embedding(vocab_size, width), scale=Mul(0.5)),
-        position=Sequential(index=Enumerate(), table=Embedding(context, width), scale=Mul(0.5)),
-    )
     return Sequential(
-        embed=embed.tare(1),
+        embed=Embedding(vocab_size, width),
         blocks=Sequential(*(block() for _ in range(depth))).tare(5),
         norm=LayerNorm(),
         head=Linear(width, vocab_size, zero=True, role="head"),

@@ -69,7 +69,7 @@ class Optimizer(torch.optim.Optimizer):
         self,
         params: Iterable[dict[str, Any]],
         *,
-        lr: float | Tensor = 0.1,
+        lr: float | Tensor = 0.2,
         rule: Rule | None = None,
         direction: Direction | None = None,
         step: StepSize | None = None,
@@ -84,7 +84,7 @@ class Optimizer(torch.optim.Optimizer):
         self.parts: list[Parts] = []
         """what each parameter group is made to do"""
         self._default_parts = Parts(
-            rule=Momentum(0.95, nesterov=True) if rule is None else rule,
+            rule=Momentum(0.9, nesterov=True) if rule is None else rule,
             direction=direction,
             step=Constant() if step is None else step,
             iterate=Descent() if iterate is None else iterate,
@@ -323,7 +323,7 @@ class Optimizer(torch.optim.Optimizer):
         >>> import normgeo as ng
         >>> model = ng.nn.MLP(8, 16, 4)
         >>> print(ng.optimizer(model).describe().splitlines()[1])
-        0.weight  linear  0.1  0.3333  0  has had no gradient
+        0.weight  linear  0.2  0.3333  0      has had no gradient
         """
         live: dict[Leaf, tuple[float, int]] = {}
         for stack in (stack for bound in self._ready() for stack in bound.stacks):

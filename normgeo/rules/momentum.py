@@ -34,7 +34,7 @@ class Momentum(Rule):
     tensor([[0.1000]])
     """
 
-    beta: float = 0.95
+    beta: float = 0.9
     nesterov: bool = False
 
     def __post_init__(self) -> None:
