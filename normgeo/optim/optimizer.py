@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from normgeo.constraints import Constraint, Decay, Free, Rate
+from normgeo.constraints import Constraint, Decay, Free
 from normgeo.geometry import Leaf
 from normgeo.optim import checkpoint
+from normgeo.optim.closure import evaluate
 from normgeo.optim.direction import Direction
 from normgeo.optim.guard import Guard, Policy, Verdict
 from normgeo.optim.iterate import Descent, Iterate
+from normgeo.optim.passage import alive, direct, rate, write
 from normgeo.optim.stack import Parts, Stack, group_leaves
 from normgeo.rules import Momentum, Rule
 from normgeo.steps import Constant, Stats, StepSize, StepState
@@ -104,7 +106,7 @@ class Optimizer(torch.optim.Optimizer):
         if leaves is None or len(leaves) != len(group["params"]):
             raise ValueError(
                 "these parameters have no geometry; write plan = plan.extend(model) and then "
-                "for group in plan.groups(model, only=[names]): opt.add_param_group(group)"
+                "for group in plan.groups(model=model, only=[its names]): opt.add_param_group(group)"
             )
         if unknown := sorted(set(group) - OPTIONS):
             raise ValueError(f"unknown option {unknown[0]!r} in a parameter group; known are {sorted(OPTIONS)}")
@@ -135,7 +137,7 @@ class Optimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. `closure`, needed only by parts that ask for the loss or for Hessian-vector products, returns it."""
         groups = self._ready()
-        loss, graph = self._evaluate(closure, groups)
+        loss, graph = evaluate(closure, self.parts, self._trainable, lambda: int(groups[0].count))
         verdict = self._examine(groups)
         if verdict.step:
             for group, bound in zip(self.param_groups, groups, strict=True):
@@ -150,22 +152,22 @@ class Optimizer(torch.optim.Optimizer):
             return
         step = bound.parts.step
         stacks = [bound.stacks[i] for i in active]
-        alive = [_alive(stack, verdict, bound.indices[i]) for i, stack in zip(active, stacks, strict=True)]
-        before = [None if a is None else stack.snapshot() for a, stack in zip(alive, stacks, strict=True)]
+        living = [alive(stack, verdict, bound.indices[i]) for i, stack in zip(active, stacks, strict=True)]
+        before = [None if a is None else stack.snapshot() for a, stack in zip(living, stacks, strict=True)]
         shared_before = {name: tensor.clone() for name, tensor in bound.shared.items()}
         stats = Stats(bound.count, torch.as_tensor(loss).detach() if "loss" in step.needs else None)
         state = StepState(dict(bound.shared), [stack.state["step"] for stack in stacks])
 
         # Lazily: one stack at a time, unless the step size has to see all directions before it decides.
-        moves: Iterable[Move] = (_direct(s, a, stats, graph) for s, a in zip(stacks, alive, strict=True))
+        moves: Iterable[Move] = (direct(s, a, stats, graph) for s, a in zip(stacks, living, strict=True))
         if {"moves", "updates"} & set(step.needs):
             moves = stats.moves = list(moves)
         value = step.value(stats, state)
         for i, (stack, move) in enumerate(zip(stacks, moves, strict=True)):
             factor = value if isinstance(value, Tensor) else value[i]
-            _write(stack, move, _rate(group, factor, move), alive[i], "updates" in step.needs)
+            write(stack, move, rate(group, factor, move), living[i], "updates" in step.needs)
         step.follow(stats.moves, state)
-        for stack, was, a in zip(stacks, before, alive, strict=True):
+        for stack, was, a in zip(stacks, before, living, strict=True):
             stack.commit(was, a)
         self._commit_shared(bound, state, shared_before, verdict)
 
@@ -176,38 +178,6 @@ class Optimizer(torch.optim.Optimizer):
             new = state.shared[name].to(buffer)
             buffer.copy_(new if ok is None else torch.where(ok, new, before[name]))
         bound.count.add_(1 if ok is None else ok)
-
-    def _evaluate(
-        self, closure: Callable[[], Any] | None, groups: list[Bound]
-    ) -> tuple[Any, dict[Parameter, Tensor] | None]:
-        """The loss, and on steps where a part wants Hessian-vector products the gradients with their graph."""
-        needs = [part.needs for parts in self.parts for part in parts]
-        if closure is None:
-            if any({"loss", "hvp"} & set(need) for need in needs):
-                raise ValueError(
-                    "a part of this optimizer needs the loss; call opt.step(closure) with a closure that returns it"
-                )
-            return None, None
-        with torch.enable_grad():
-            loss = closure()
-            periods = [need["hvp"] for need in needs if "hvp" in need]
-            if not periods:
-                return loss, None
-            if not (isinstance(loss, Tensor) and loss.requires_grad):
-                raise ValueError("Hessian-vector products need a closure that returns the loss with its graph")
-            done = int(groups[0].count)
-            params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
-            due = any(done % period == 0 for period in periods)
-            try:
-                grads = torch.autograd.grad(loss, params, create_graph=due, allow_unused=True)
-            except RuntimeError as error:
-                raise ValueError(
-                    "Hessian-vector products need the graph of the loss: return the loss from the closure and do not call "
-                    "backward() in it"
-                ) from error
-        for p, g in zip(params, grads, strict=True):
-            p.grad = None if g is None else g.detach()
-        return loss.detach(), {p: g for p, g in zip(params, grads, strict=True) if g is not None} if due else None
 
     def _examine(self, groups: list[Bound]) -> Verdict:
         """Look for NaN and Inf, and tell each stack where its parameters are in the verdict."""
@@ -223,6 +193,9 @@ class Optimizer(torch.optim.Optimizer):
             bound.indices = [[position.get(p, 0) for p in stack.params] for stack in bound.stacks]
         names = [self._leaves[p][0].parameter for p in position]
         return self._guard(names, [p.grad for p in position if p.grad is not None])
+
+    def _trainable(self) -> list[Parameter]:
+        return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
 
     # ---- stacks
 
@@ -338,66 +311,6 @@ class Optimizer(torch.optim.Optimizer):
                 rows.append((leaf.name, leaf.role, f"{float(group['lr']):g}", f"{radius:.4g}", str(moved), why))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-def _alive(stack: Stack, verdict: Verdict, indices: list[int]) -> Tensor | None:  # -> (n,) bool, None for all
-    present, good = stack.present(), verdict.good(indices)
-    if all(present):
-        return good
-    has = torch.tensor(present, device=stack.device)
-    return has if good is None else has & good.to(stack.device)
-
-
-def _direct(stack: Stack, alive: Tensor | None, stats: Stats, graph: dict[Parameter, Tensor] | None) -> Move:
-    """From gradients to the unit direction."""
-    G, W, state = stack.grads(), stack.weights(), stack.state
-    if alive is not None:
-        G = torch.where(alive.to(G.device).reshape(stack.radius.shape), G, 0)
-    G = stack.constraint.tangent(W, G, state["constraint"])
-    M = stack.rule.update(G, state["rule"])
-    observed = Stats(stats.count, stats.loss, hvp=_hvp(stack, graph)) if graph is not None else stats
-    stack.direction.observe(G, state["direction"], observed)
-    return Move(G, M, stack.direction(M, state["direction"], W), W, stack.radius)
-
-
-def _write(stack: Stack, move: Move, rate: Rate, alive: Tensor | None, keep_update: bool) -> None:
-    """From the unit direction to the weights; at η = 0 nothing moves, whatever the constraint would do."""
-    old = move.W
-    new = stack.iterate.write(old, move.radius * move.D, rate.eta, stack.state["iterate"])
-    new = stack.constraint.retract(new, old, rate, stack.state["constraint"])
-    moving = rate.eta != 0
-    if alive is not None:
-        moving = moving & alive.to(stack.device).reshape(stack.radius.shape)
-    if alive is not None or old.device.type != "cpu" or not bool(moving.all()):
-        new = torch.where(moving, new, old)
-    stack.write(new, stack.present())
-    stack.numbers["moved"] += (new != old).flatten(1).any(1)
-    if keep_update:
-        move.update = new - old
-
-
-def _rate(group: dict[str, Any], factor: Tensor, move: Move) -> Rate:
-    factor = factor.to(move.W)
-    if factor.ndim:
-        factor = factor.reshape(move.radius.shape)
-    eta = group["lr"] * factor
-    base = group["base_lr"]
-    return Rate(eta, eta / base if base else eta)
-
-
-def _hvp(stack: Stack, graph: dict[Parameter, Tensor]) -> Callable[[Tensor], Tensor]:
-    """V -> HV, H the block of the Hessian that belongs to the leaves of the stack."""
-
-    def product(V: Tensor) -> Tensor:
-        tangents = {p: v for p, v in stack.as_parameters(V).items() if p in graph}
-        params = list(tangents)
-        with torch.enable_grad():
-            grads = [graph[p] for p in params]
-            rows = torch.autograd.grad(grads, params, list(tangents.values()), retain_graph=True, allow_unused=True)
-        found = {p: torch.zeros_like(p) if row is None else row for p, row in zip(params, rows, strict=True)}
-        return stack.from_parameters({p: found.get(p, torch.zeros_like(p)) for p in stack.params})
-
-    return product
 
 
 def _check(parts: Parts, lr: float | Tensor) -> None:

@@ -1,0 +1,65 @@
+"""A stack's passage through a step: from gradients to a unit direction, and from there to the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from normgeo.constraints import Rate
+from normgeo.optim.closure import hessian_vector_product
+from normgeo.optim.guard import Verdict
+from normgeo.optim.stack import Stack
+from normgeo.steps import Stats
+from normgeo.steps.base import Move
+
+__all__ = ["alive", "direct", "rate", "write"]
+
+
+def alive(stack: Stack, verdict: Verdict, indices: list[int]) -> Tensor | None:  # -> (n,) bool, None for all
+    """Which leaves take part: those with a gradient that is finite."""
+    present, good = stack.present(), verdict.good(indices)
+    if all(present):
+        return good
+    has = torch.tensor(present, device=stack.device)
+    return has if good is None else has & good.to(stack.device)
+
+
+def direct(stack: Stack, living: Tensor | None, stats: Stats, graph: dict[Parameter, Tensor] | None) -> Move:
+    """From gradients to the unit direction."""
+    G, W, state = stack.grads(), stack.weights(), stack.state
+    if living is not None:
+        G = torch.where(living.to(G.device).reshape(stack.radius.shape), G, 0)
+    G = stack.constraint.tangent(W, G, state["constraint"])
+    M = stack.rule.update(G, state["rule"])
+    seen = stats if graph is None else Stats(stats.count, stats.loss, hvp=hessian_vector_product(stack, graph))
+    stack.direction.observe(G, state["direction"], seen)
+    return Move(G, M, stack.direction(M, state["direction"], W), W, stack.radius)
+
+
+def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_update: bool) -> None:
+    """From the unit direction to the weights; at η = 0 nothing moves, whatever the constraint would do."""
+    old = move.W
+    new = stack.iterate.write(old, move.radius * move.D, rate.eta, stack.state["iterate"])
+    new = stack.constraint.retract(new, old, rate, stack.state["constraint"])
+    moving = rate.eta != 0
+    if living is not None:
+        moving = moving & living.to(stack.device).reshape(stack.radius.shape)
+    # On an accelerator nobody knows yet whether all move, and asking would wait.
+    if living is not None or old.device.type != "cpu" or not bool(moving.all()):
+        new = torch.where(moving, new, old)
+    stack.write(new, stack.present())
+    stack.numbers["moved"] += (new != old).flatten(1).any(1)
+    if keep_update:
+        move.update = new - old
+
+
+def rate(group: dict[str, Any], factor: Tensor, move: Move) -> Rate:
+    """η = lr·factor, and the same over the lr that the group was made with."""
+    factor = factor.to(move.W)
+    if factor.ndim:
+        factor = factor.reshape(move.radius.shape)
+    eta, base = group["lr"] * factor, group["base_lr"]
+    return Rate(eta, eta / base if base else eta)
