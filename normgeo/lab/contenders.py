@@ -15,7 +15,7 @@ from normgeo.lab.errors import UserError
 __all__ = ["COMPARISONS", "Contender", "Many", "contenders"]
 
 COMPARISONS = ("adamw", "muon", "grid", "none")
-GRID = (1e-3, 3e-3, 1e-2)
+GRID = (1e-3, 3e-3, 1e-2, 3e-2)
 
 
 class Many:
