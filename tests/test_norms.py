@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from normgeo import norms
 from normgeo.linalg import SVD
-from normgeo.norms import RMS, Blocks, L1ToRMS, Linf, Norm, RMSToRMS, Scaled, with_polar
+from normgeo.norms import RMS, Blocks, Conv, ConvTransposed, L1ToRMS, Linf, Norm, RMSToRMS, Scaled, with_polar
 from normgeo.testing import check_norm
 
 INSTANCES = [
@@ -20,6 +20,8 @@ INSTANCES = [
     Blocks(0.1 * RMS()),
     2 * Blocks(L1ToRMS()),
     Blocks(Blocks(Linf())),
+    Conv(1),
+    ConvTransposed(1, stride=(2,)),
 ]
 sizes = st.integers(1, 7)
 

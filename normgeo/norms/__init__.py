@@ -2,7 +2,20 @@
 
 from normgeo.norms.base import Norm, with_polar
 from normgeo.norms.combinators import Blocks, Scaled
+from normgeo.norms.convolution import Conv, ConvTransposed, circulant_norm
 from normgeo.norms.operators import L1ToRMS, RMSToRMS
 from normgeo.norms.vectors import RMS, Linf
 
-__all__ = ["RMS", "Blocks", "L1ToRMS", "Linf", "Norm", "RMSToRMS", "Scaled", "with_polar"]
+__all__ = [
+    "RMS",
+    "Blocks",
+    "Conv",
+    "ConvTransposed",
+    "L1ToRMS",
+    "Linf",
+    "Norm",
+    "RMSToRMS",
+    "Scaled",
+    "circulant_norm",
+    "with_polar",
+]

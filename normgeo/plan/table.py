@@ -33,7 +33,7 @@ def table(leaves: Sequence[Leaf]) -> str:
 
 def _cells(leaf: Leaf) -> tuple[str, ...]:
     numbers = (leaf.mass, leaf.input_norm, leaf.sensitivity, leaf.radius)
-    norm = re.sub(r"\(polar=PolarExpress\([^()]*\)\)", "", str(with_polar(leaf.norm, PolarExpress())))
+    norm = re.sub(r"(, )?polar=PolarExpress\([^()]*\)", "", str(with_polar(leaf.norm, PolarExpress())))
     shape = "×".join(map(str, leaf.shape))
     name = re.sub(r"(?<=\.)\d+(?=\.)", "*", leaf.name)
     known = f"{leaf.source}, {leaf.known}"
