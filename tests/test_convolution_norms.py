@@ -25,10 +25,8 @@ def kernels(draw, strides: bool = False):
     spatial, groups = draw(few), draw(few)
     grouped, inner = groups * draw(few), draw(few)
     kernel = draw(st.tuples(*[few] * spatial))
-    if strides:
-        norm = ConvTransposed(spatial, groups, stride=draw(st.tuples(*[few] * spatial)))
-    else:
-        norm = Conv(spatial, groups)
+    stride = draw(st.tuples(*[few] * spatial))
+    norm = ConvTransposed(spatial, groups, stride=stride) if strides else Conv(spatial, groups)
     return norm, (grouped, inner, *kernel)
 
 

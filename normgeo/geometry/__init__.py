@@ -3,6 +3,7 @@
 from normgeo.geometry.declare import GeometryError, declare, register, registered, trace
 from normgeo.geometry.factor import Factor, assumed, bound, typical
 from normgeo.geometry.graph import Graph, Node, Use
+from normgeo.geometry.layout import Layout
 from normgeo.geometry.leaf import Leaf, View
 from normgeo.geometry.mass import mass, tare
 
@@ -10,6 +11,7 @@ __all__ = [
     "Factor",
     "GeometryError",
     "Graph",
+    "Layout",
     "Leaf",
     "Node",
     "Use",

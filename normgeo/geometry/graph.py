@@ -10,11 +10,12 @@ since the change of the output is the sum over paths of what each path passes on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch.nn import Parameter
 
 from normgeo.geometry.factor import Factor, bound
+from normgeo.geometry.layout import Layout
 from normgeo.geometry.leaf import View
 from normgeo.norms import Norm
 
@@ -38,7 +39,11 @@ class Node:
     slots: tuple[Factor, ...]
     size: Factor
     features: int | None = None
-    """width of the last axis of the output, where it is known"""
+    """how many features the output has, where it is known"""
+    layout: Layout = field(default_factory=Layout)
+    """the axis that they are on"""
+    peak: Factor | None = None
+    """how large one entry can be, where that is less than √features·size"""
 
 
 @dataclass(frozen=True)
@@ -91,9 +96,12 @@ class Graph:
         slots: Factor | Sequence[Factor] = ONE,
         size: Factor | None = None,
         features: int | None = None,
+        axis: int | None = None,
+        peak: Factor | None = None,
     ) -> Node:
         """Add an operation. `slots`: its sensitivity to each input, one for all or one each. `size`: of its output, by
-        default Σ slot·size(input), right for linear operations and those with op(0) = 0. `features`: as the first input.
+        default Σ slot·size(input), right for linear operations and those with op(0) = 0. `features`: how many, as the first
+        input; 0 where it is unknown. `axis`: theirs, as the inputs'. `peak`: of a single entry, if it is bounded.
         """
         each = (slots,) * len(inputs) if isinstance(slots, Factor) else tuple(slots)
         if len(each) != len(inputs):
@@ -103,7 +111,9 @@ class Graph:
         if features is None and inputs:
             features = inputs[0].features
         path = ".".join(self.path)
-        return self._add(Node(len(self.nodes), name, path, tuple(i.index for i in inputs), each, size, features))
+        layout = Layout.shared([x.layout for x in inputs], name) if axis is None else Layout(axis)
+        indices = tuple(i.index for i in inputs)
+        return self._add(Node(len(self.nodes), name, path, indices, each, size, features or None, layout, peak))
 
     def use(
         self,

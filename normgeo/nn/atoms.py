@@ -13,7 +13,7 @@ from normgeo.geometry.graph import ZERO
 from normgeo.nn.algebra import Module
 from normgeo.norms import RMS, L1ToRMS, Linf, Norm, RMSToRMS
 
-__all__ = ["Atom", "Bias", "Embedding", "Gain", "Linear"]
+__all__ = ["Atom", "Bias", "Embedding", "Gain", "Linear", "Positions"]
 
 
 class Atom(Module):
@@ -97,7 +97,7 @@ class Embedding(Atom):
 
 
 class Gain(Atom):
-    """x ↦ γ ⊙ x, from γ = 1. ‖γ‖ = max|γᵢ|, since RMS(γ ⊙ x) ≤ max|γᵢ|·RMS(x).
+    """x ↦ γ ⊙ x, from γ = 1. ‖γ‖ = max|γᵢ|, since RMS(γ ⊙ x) ≤ max|γᵢ|·RMS(x). Channels of images: axis=-3.
 
     >>> Gain(3)(torch.ones(3))
     tensor([1., 1., 1.], grad_fn=<MulBackward0>)
@@ -107,18 +107,21 @@ class Gain(Atom):
         self,
         dim: int,
         *,
+        axis: int = -1,
         norm: Norm | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__((dim,), "gain", norm or Linf(), 1.0, {"dtype": dtype, "device": device})
+        self.axis = axis
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.weight
+        return x * along(self.weight, self.axis)
 
 
 class Bias(Atom):
     """x ↦ x + b, from b = 0. ‖b‖ = RMS(b). It adds 1, the size of a unit bias, to the size that what follows sees.
+    Channels of images: axis=-3.
 
     >>> Bias(3)(torch.ones(3))
     tensor([1., 1., 1.], grad_fn=<AddBackward0>)
@@ -128,47 +131,89 @@ class Bias(Atom):
         self,
         dim: int,
         *,
+        axis: int = -1,
         norm: Norm | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__((dim,), "bias", norm or RMS(), 0.0, {"dtype": dtype, "device": device})
+        self.axis = axis
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.weight
+        return x + along(self.weight, self.axis)
+
+
+class Positions(Atom):
+    """Tokens (..., t, dim) ↦ each plus the row of W (context, dim) for its position; ‖W‖ is the largest row RMS. It adds 1,
+    the size of a unit row, to the size that what follows sees.
+
+    >>> Positions(8, 4)(torch.zeros(2, 5, 4)).shape
+    torch.Size([2, 5, 4])
+    """
+
+    def __init__(
+        self,
+        context: int,
+        dim: int,
+        *,
+        norm: Norm | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__((context, dim), "embedding", norm or L1ToRMS(), None, {"dtype": dtype, "device": device})
+
+    def forward(self, x: Tensor) -> Tensor:
+        t, context = x.shape[-2], len(self.weight)
+        if t > context:
+            raise ValueError(f"Positions: {t} tokens are more than context={context}; build the model with more")
+        return x + self.weight[:t]
 
 
 @register(Linear)
 def _(module: Linear, graph: Graph, x: Node) -> Node:
-    x = _features(module, x, module.weight.shape[1])
-    return _used(module, graph, graph.op("linear", x, features=module.weight.shape[0]), x)
+    x = features(module, x, module.weight.shape[1])
+    return used(module, graph, graph.op("linear", x, features=module.weight.shape[0]), x)
 
 
 @register(Embedding)
 def _(module: Embedding, graph: Graph, ids: Node) -> Node:
-    out = graph.op("embed", ids, slots=ZERO, size=bound(1.0), features=module.weight.shape[1])
-    return _used(module, graph, out, None)
+    out = graph.op("embed", ids, slots=ZERO, size=bound(1.0), features=module.weight.shape[1], axis=-1)
+    return used(module, graph, out, None)
 
 
 @register(Gain)
 def _(module: Gain, graph: Graph, x: Node) -> Node:
-    x = _features(module, x, module.weight.shape[0])
-    return _used(module, graph, graph.op("gain", x, features=module.weight.shape[0]), x)
+    x = features(module, x, module.weight.shape[0], module.axis)
+    return used(module, graph, graph.op("gain", x, features=module.weight.shape[0]), x)
 
 
 @register(Bias)
 def _(module: Bias, graph: Graph, x: Node) -> Node:
-    x = _features(module, x, module.weight.shape[0])
-    return _used(module, graph, graph.op("bias", x, size=x.size + bound(1.0), features=module.weight.shape[0]), None)
+    x = features(module, x, module.weight.shape[0], module.axis)
+    return used(module, graph, graph.op("bias", x, size=x.size + bound(1.0), features=module.weight.shape[0]), None)
 
 
-def _used(module: Atom, graph: Graph, out: Node, x: Node | None) -> Node:
+@register(Positions)
+def _(module: Positions, graph: Graph, x: Node) -> Node:
+    x = features(module, x, module.weight.shape[1])
+    return used(module, graph, graph.op("positions", x, size=x.size + bound(1.0), features=x.features), None)
+
+
+def used(module: Atom, graph: Graph, out: Node, x: Node | None) -> Node:
     size = bound(1.0) if x is None else x.size
     graph.use(module.weight, out, role=module.role, norm=module.norm, mass=mass(module), input_norm=size)
     return out
 
 
-def _features(module: Atom, x: Node, wanted: int) -> Node:
-    if x.features not in (None, wanted):
-        raise ValueError(f"{type(module).__name__} of {wanted} features follows an operation with {x.features}")
+def features(module: nn.Module, x: Node, wanted: int | None = None, axis: int = -1) -> Node:
+    """x, which must have its features on this axis, and as many as are wanted."""
+    name = type(module).__name__
+    x.layout.claim(axis, name)
+    if wanted is not None and x.features not in (None, wanted):
+        raise ValueError(f"{name} of {wanted} features follows an operation with {x.features}")
     return x
+
+
+def along(weight: Tensor, axis: int) -> Tensor:
+    """A vector as a tensor that broadcasts along an axis, counted from the end."""
+    return weight.reshape(-1, *(1,) * (-axis - 1))

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from normgeo.geometry import Factor, Graph, Node, bound, register, typical
 from normgeo.nn.algebra import Module
+from normgeo.nn.atoms import features
 
 __all__ = ["Attention"]
 
@@ -49,6 +50,7 @@ class Attention(Module):
 
 @register(Attention)
 def _(module: Attention, graph: Graph, q: Node, k: Node, v: Node) -> Node:
+    q, k, v = (features(module, x) for x in (q, k, v))
     one = bound(1.0)
     shared = one if module.heads == 1 else typical(1.0)
     xq, xk, xv = (x.size.at_least(one) for x in (q, k, v))

@@ -11,6 +11,7 @@ from torch.nn import functional
 from normgeo.geometry import Graph, Node, bound, register, typical
 from normgeo.geometry.graph import ZERO
 from normgeo.nn.algebra import Module
+from normgeo.nn.atoms import features
 
 __all__ = ["GELU", "Add", "Enumerate", "Identity", "LayerNorm", "RMSNorm", "ReLU", "Typical"]
 
@@ -62,18 +63,20 @@ class GELU(Module):
 
 
 class _Normalisation(Module):
-    def __init__(self, eps: float = 1e-5) -> None:
+    """Over the last axis, or for channels of images over axis=-3."""
+
+    def __init__(self, eps: float = 1e-5, axis: int = -1) -> None:
         super().__init__()
         if not eps > 0:
             raise ValueError(f"{type(self).__name__}: eps must be > 0, got {eps}")
-        self.eps = eps
+        self.eps, self.axis = eps, axis
 
     def extra_repr(self) -> str:
-        return f"eps={self.eps:g}"
+        return f"eps={self.eps:g}, axis={self.axis}"
 
 
 class LayerNorm(_Normalisation):
-    """(x - mean)/√(var + ε) over the last axis, without weights: follow it with Gain and Bias if they are wanted.
+    """(x - mean)/√(var + ε) over the features, without weights: follow it with Gain and Bias if they are wanted.
 
     Typical sensitivity 1; the bound is 1/min √(var + ε) over tokens, which needs the activations.
 
@@ -82,18 +85,20 @@ class LayerNorm(_Normalisation):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.layer_norm(x, x.shape[-1:], eps=self.eps)
+        x = x.movedim(self.axis, -1)
+        return functional.layer_norm(x, x.shape[-1:], eps=self.eps).movedim(-1, self.axis)
 
 
 class RMSNorm(_Normalisation):
-    """x/√(RMS(x)² + ε) over the last axis, without weights. Typical sensitivity 1; the bound is 1/min √(RMS² + ε).
+    """x/√(RMS(x)² + ε) over the features, without weights. Typical sensitivity 1; the bound is 1/min √(RMS² + ε).
 
     >>> RMSNorm()(torch.tensor([3.0, -3.0]))
     tensor([ 1.0000, -1.0000])
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, x.shape[-1:], eps=self.eps)
+        x = x.movedim(self.axis, -1)
+        return functional.rms_norm(x, x.shape[-1:], eps=self.eps).movedim(-1, self.axis)
 
 
 class Enumerate(Module):
@@ -142,7 +147,7 @@ def _(module: Add, graph: Graph, *x: Node) -> Node:
 
 @register(ReLU)
 def _(module: ReLU, graph: Graph, x: Node) -> Node:
-    return graph.op("relu", x)
+    return graph.op("relu", x, peak=x.peak)
 
 
 @register(GELU)
@@ -152,12 +157,12 @@ def _(module: GELU, graph: Graph, x: Node) -> Node:
 
 @register(LayerNorm)
 def _(module: LayerNorm, graph: Graph, x: Node) -> Node:
-    return graph.op("layer norm", x, slots=typical(1.0), size=bound(1.0))
+    return graph.op("layer norm", features(module, x, axis=module.axis), slots=typical(1.0), size=bound(1.0))
 
 
 @register(RMSNorm)
 def _(module: RMSNorm, graph: Graph, x: Node) -> Node:
-    return graph.op("rms norm", x, slots=typical(1.0), size=bound(1.0))
+    return graph.op("rms norm", features(module, x, axis=module.axis), slots=typical(1.0), size=bound(1.0))
 
 
 @register(Enumerate)

@@ -46,8 +46,9 @@ def MLP(in_features: int, width: int, out_features: int, depth: int = 3) -> Modu
     return Sequential(*layers, Linear(width, out_features, zero=True, role="head"))
 
 
-def SelfAttention(width: int, heads: int, context: int) -> Module:  # noqa: N802
-    """W · ⅓ attention(q, k, v) with q and k normalised per head and turned by position; logits are 8 times cosines.
+def SelfAttention(width: int, heads: int, context: int | None, *, causal: bool = True) -> Module:  # noqa: N802
+    """W · ⅓ attention(q, k, v) with q and k normalised per head and turned by position (unless context is None);
+    logits are 8 times cosines.
 
     Each of the three slots of attention has typical sensitivity 1, hence the third. (As a bound, 8 for q and k.) W
     starts at 0.
@@ -61,9 +62,10 @@ def SelfAttention(width: int, heads: int, context: int) -> Module:  # noqa: N802
         )
 
     def turned() -> Module:
-        return Sequential(map=Linear(width, width), norm=HeadNorm(heads), turn=Rotary(heads, context))
+        turn = {} if context is None else {"turn": Rotary(heads, context)}
+        return Sequential(map=Linear(width, width), norm=HeadNorm(heads), **turn)
 
-    mix = Typical(Attention(heads, scale=8 * heads / width), 1.0)
+    mix = Typical(Attention(heads, scale=8 * heads / width, causal=causal), 1.0)
     qkv = Parallel(q=turned(), k=turned(), v=Linear(width, width))
     return Sequential(qkv=qkv, mix=mix, third=Mul(1 / 3), out=Linear(width, width, zero=True))
 
@@ -81,18 +83,24 @@ def GPT(vocab_size: int, context: int, width: int, heads: int, depth: int) -> Mo
     """
     if depth < 1:
         raise ValueError(f"GPT: depth must be ≥ 1, got {depth}")
-    share = 1 / (2 * depth)
-
-    def block() -> Module:
-        mlp = Sequential(up=Linear(width, 4 * width), act=ScaledGELU(), down=Linear(4 * width, width, zero=True))
-        return Sequential(
-            attention=Stream(SelfAttention(width, heads, context) @ LayerNorm(), share),
-            mlp=Stream(mlp @ LayerNorm(), share),
-        )
-
     return Sequential(
         embed=Embedding(vocab_size, width),
-        blocks=Sequential(*(block() for _ in range(depth))).tare(5),
+        blocks=transformer_blocks(width, heads, depth, context),
         norm=LayerNorm(),
         head=Linear(width, vocab_size, zero=True, role="head"),
     )
+
+
+def transformer_blocks(width: int, heads: int, depth: int, context: int | None, *, causal: bool = True) -> Module:
+    """`depth` pairs of attention and MLP on a stream, of mass 5 together."""
+    share = 1 / (2 * depth)
+
+    def block() -> Module:
+        attention = SelfAttention(width, heads, context, causal=causal)
+        mlp = Sequential(up=Linear(width, 4 * width), act=ScaledGELU(), down=Linear(4 * width, width, zero=True))
+        return Sequential(
+            attention=Stream(attention @ LayerNorm(), share),
+            mlp=Stream(mlp @ LayerNorm(), share),
+        )
+
+    return Sequential(*(block() for _ in range(depth))).tare(5)

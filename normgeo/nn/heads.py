@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -9,8 +11,9 @@ from torch.nn import functional
 
 from normgeo.geometry import Graph, Node, bound, register, typical
 from normgeo.nn.algebra import Module
+from normgeo.nn.atoms import features
 
-__all__ = ["HeadNorm", "Rotary"]
+__all__ = ["HeadNorm", "MergeHeads", "Rotary", "SplitHeads"]
 
 
 class HeadNorm(Module):
@@ -67,11 +70,51 @@ class Rotary(Module):
         return f"heads={self.heads}, context={self.context}, base={self.base:g}"
 
 
+class SplitHeads(Module):
+    """(..., t, heads·d) ↦ (..., heads, t, d). Bound √heads: one head may have all of a token's RMS.
+
+    >>> SplitHeads(2)(torch.zeros(3, 5, 8)).shape
+    torch.Size([3, 2, 5, 4])
+    """
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(x, "... t (h d) -> ... h t d", h=self.heads)
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}"
+
+
+class MergeHeads(Module):
+    """(..., heads, t, d) ↦ (..., t, heads·d). Bound 1: the mean square of a token is the mean over its heads.
+
+    >>> MergeHeads()(torch.zeros(3, 2, 5, 4)).shape
+    torch.Size([3, 5, 8])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(x, "... h t d -> ... t (h d)")
+
+
 @register(HeadNorm)
 def _(module: HeadNorm, graph: Graph, x: Node) -> Node:
-    return graph.op("head norm", x, slots=typical(1.0), size=bound(1.0))
+    return graph.op("head norm", features(module, x), slots=typical(1.0), size=bound(1.0))
 
 
 @register(Rotary)
 def _(module: Rotary, graph: Graph, x: Node) -> Node:
-    return graph.op("rotary", x)
+    return graph.op("rotary", features(module, x))
+
+
+@register(SplitHeads)
+def _(module: SplitHeads, graph: Graph, x: Node) -> Node:
+    width = (features(module, x).features or 0) // module.heads
+    return graph.op("split heads", x, slots=bound(math.sqrt(module.heads)), features=width, peak=x.peak)
+
+
+@register(MergeHeads)
+def _(module: MergeHeads, graph: Graph, x: Node) -> Node:
+    return graph.op("merge heads", features(module, x), features=0, peak=x.peak)

@@ -16,6 +16,7 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -27,7 +28,7 @@ from normgeo.norms.operators import RMSToRMS
 
 __all__ = ["Conv", "ConvTransposed", "circulant_norm"]
 
-Taps = tuple[slice, ...]
+Taps = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class _Unfolded(Norm):
         """The stored kernel with its taps on one axis, as g matrices; an einops pattern."""
 
     def _phases(self, kernel: Sequence[int]) -> list[Taps]:
-        """Sets of taps that meet at one output pixel; each tap is in one of them."""
-        return [(slice(None),) * len(kernel)]
+        """Indices of the taps that meet at one output pixel; each tap is in one of them."""
+        return [(...,)]
 
     def norm(self, w: Tensor) -> Tensor:
         inner = RMSToRMS(self.polar)
@@ -86,17 +87,17 @@ class _Unfolded(Norm):
         return self._each(draw, torch.empty(*shape, dtype=dtype, device=device))
 
     def _matrices(self, w: Tensor) -> list[Tensor]:  # each (*b, g, out_g, in_g·taps)
-        return [self._unfold(w[(..., *taps)]) for taps in self._phases(w.shape[-self.spatial :])]
+        return [self._unfold(w[taps]) for taps in self._phases(w.shape[-self.spatial :])]
 
     def _each(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
         """Every matrix replaced by f of it."""
         out = torch.empty_like(w)
         left, right = self._pattern.split(" -> ")
         for taps in self._phases(w.shape[-self.spatial :]):
-            part = w[(..., *taps)]
+            part = w[taps]
             flat = part.flatten(-self.spatial)
             back = rearrange(f(self._unfold(part)), f"{right} -> {left}", g=self.groups, k=flat.shape[-1])
-            out[(..., *taps)] = back.reshape(part.shape)
+            out[taps] = back.reshape(part.shape)
         return out
 
     def _unfold(self, w: Tensor) -> Tensor:
@@ -148,7 +149,7 @@ class ConvTransposed(_Unfolded):
     def _phases(self, kernel: Sequence[int]) -> list[Taps]:
         steps = self.stride or (1,) * self.spatial
         each = [[slice(phase, None, s) for phase in range(min(s, k))] for s, k in zip(steps, kernel, strict=True)]
-        return list(itertools.product(*each))
+        return [(..., *taps) for taps in itertools.product(*each)]
 
 
 def circulant_norm(w: Tensor, size: Sequence[int]) -> Tensor:  # (*b, out, in, *kernel) -> (*b,)

@@ -50,7 +50,7 @@ def compile(
     parameters = named_parameters(inner)
     if not parameters:
         raise GeometryError(f"{type(inner).__name__} has no parameters, so there is nothing to optimize")
-    graph, output = _record(inner, _sizes(inner, example_inputs))
+    graph, output = _record(inner, _tried(inner, example_inputs))
     leaves = _with_radii(_override(_leaves(graph, output, parameters), masses, norms, strict), radii)
     again = functools.partial(compile, sensitivity=sensitivity, masses=masses, norms=norms, radii=radii, strict=strict)
     return Plan(tuple(leaves), {name: weakref.ref(p) for name, p in parameters.items()}, again)
@@ -66,8 +66,13 @@ def optimizer(model: nn.Module, example_inputs: Sequence[Any] | None = None, **o
     return made
 
 
-def _sizes(model: nn.Module, example_inputs: Sequence[Any] | None) -> list[Factor] | None:
-    """How large each input is, after a trial run of the model in evaluation mode that leaves no trace."""
+def output_axis(model: nn.Module, inputs: Sequence[Any]) -> int:
+    """The axis of the features of what the model gives, counted from the end: the last if nobody has said otherwise."""
+    return _record(unwrap(model), tuple(inputs))[1].layout.axis or -1
+
+
+def _tried(model: nn.Module, example_inputs: Sequence[Any] | None) -> Sequence[Any] | None:
+    """The inputs, after a trial run of the model in evaluation mode that leaves no trace."""
     if example_inputs is None:
         return None
     if isinstance(example_inputs, Tensor):
@@ -82,18 +87,28 @@ def _sizes(model: nn.Module, example_inputs: Sequence[Any] | None) -> list[Facto
     finally:
         for module, training in modes.items():
             module.training = training
-    return [_size(x) for x in example_inputs]
+    return example_inputs
 
 
-def _size(x: Any) -> Factor:
+def _size(x: Any, axis: int) -> Factor:
     if not (isinstance(x, Tensor) and x.is_floating_point()):
         return bound(1.0)
-    return bound(max(1.0, float(x.detach().float().square().mean(-1).sqrt().max())))
+    return bound(max(1.0, float(x.detach().float().square().mean(axis).sqrt().max())))
 
 
-def _record(model: nn.Module, sizes: list[Factor] | None) -> tuple[Graph, Node]:
+def _record(model: nn.Module, inputs: Sequence[Any] | None) -> tuple[Graph, Node]:
+    """Once to learn on which axis each input has its features, and then with the sizes that they have there."""
+    count = 1 if inputs is None else len(inputs)
+    graph, output = _traced(model, [bound(1.0)] * count)
+    if inputs is None:
+        return graph, output
+    axes = [node.layout.axis or -1 for node in graph.nodes[:count]]
+    return _traced(model, [_size(x, axis) for x, axis in zip(inputs, axes, strict=True)])
+
+
+def _traced(model: nn.Module, sizes: Sequence[Factor]) -> tuple[Graph, Node]:
     graph = Graph()
-    output = trace(model, graph, *(graph.input(size) for size in sizes or [bound(1.0)]))
+    output = trace(model, graph, *[graph.input(size) for size in sizes])
     if not isinstance(output, Node):
         raise GeometryError(
             f"the model gives {len(output)} tensors; end it with a module that gives one, such as Add()"

@@ -15,6 +15,7 @@ from normgeo.linalg import SVD, steepest_gain
 from normgeo.norms import with_polar
 from normgeo.plan import Plan
 from normgeo.plan import compile as compile_plan
+from normgeo.plan.compile import output_axis
 from normgeo.plan.names import named_parameters, unwrap
 
 __all__ = ["check_geometry"]
@@ -32,8 +33,8 @@ def check_geometry(
     tolerance: float = 1e-6,
 ) -> float:
     """max ‖J Δ‖ over ‖Δ‖ ≤ 1 found by the power method in the plan's own norms; the output is measured as RMS over
-    features, maximum over everything else. If the plan consists of bounds and holds at the model's weights, more than 1
-    is an error. Returns the maximum found: near 1 means tight, far below means loose, above 1 a typical plan's overshoot.
+    features (channels of images), maximum over everything else. If the plan consists of bounds and holds at the model's
+    weights, more than 1 is an error. Returns the maximum found: near 1 means tight, far below means loose, above 1 a typical plan's overshoot.
 
     >>> import normgeo as ng
     >>> model = ng.nn.Linear(3, 2).double()
@@ -50,13 +51,13 @@ def check_geometry(
         return out
 
     with sdpa_kernel(SDPBackend.MATH):  # flash attention has no forward derivative on CPU
-        worst = _search(f, weights, exact, starts, seed)
+        worst = _search(f, weights, exact, starts, seed, output_axis(model, inputs))
     if not plan.holds(model):
         assert worst <= 1 + tolerance, f"‖J Δ‖ reaches {worst:.6f} for a Δ of modular norm 1"
     return worst
 
 
-def _search(f: Callable[[Weights], Tensor], weights: Weights, exact: Plan, starts: int, seed: int) -> float:
+def _search(f: Callable[[Weights], Tensor], weights: Weights, exact: Plan, starts: int, seed: int, axis: int) -> float:
     _, pull, *_ = torch.func.vjp(f, weights)
     random = torch.Generator().manual_seed(seed)
     points = [
@@ -66,7 +67,7 @@ def _search(f: Callable[[Weights], Tensor], weights: Weights, exact: Plan, start
     return steepest_gain(
         forward=lambda delta: torch.func.jvp(f, (weights,), (delta,))[1],
         backward=lambda u: pull(u)[0],
-        norming=_norming,
+        norming=lambda y: norming(y, axis),
         dualize=exact.dualize,
         starts=points,
     )
@@ -76,11 +77,12 @@ def _exact(leaf: Leaf) -> Leaf:
     return dataclasses.replace(leaf, norm=with_polar(leaf.norm, SVD()))
 
 
-def _norming(y: Tensor) -> Tensor:
-    """u with ⟨u, y⟩ = max RMS(y_t) and dual norm 1: the worst token's own direction."""
-    rows = y.flatten(0, -2) if y.ndim > 1 else y.unsqueeze(0)
+def norming(y: Tensor, axis: int = -1) -> Tensor:
+    """u with ⟨u, y⟩ = max RMS(y_t) and dual norm 1: the worst token's, or pixel's, own direction."""
+    last = y.movedim(axis, -1)
+    rows = last.reshape(-1, last.shape[-1])
     sizes = rows.square().mean(-1).sqrt()
     worst = int(sizes.argmax())
     u = torch.zeros_like(rows)
-    u[worst] = rows[worst] / (sizes[worst].clamp_min(torch.finfo(y.dtype).tiny) * y.shape[-1])
-    return u.reshape(y.shape)
+    u[worst] = rows[worst] / (sizes[worst].clamp_min(torch.finfo(y.dtype).tiny) * rows.shape[-1])
+    return u.reshape(last.shape).movedim(-1, axis)
