@@ -35,3 +35,14 @@ def exported(room: ModuleType, base: type) -> list[type]:
     """The concrete classes of a kind that a room exports."""
     found = (getattr(room, name) for name in room.__all__)
     return [c for c in found if inspect.isclass(c) and issubclass(c, base) and not inspect.isabstract(c)]
+
+
+def drawn(model):
+    """In float64, with every weight at norm 1, those that start at 0 too."""
+    model = model.double()
+    with torch.no_grad():
+        for leaf in ng.compile(model).leaves:
+            weight = dict(model.named_parameters())[leaf.parameter]
+            weight.copy_(leaf.norm.init(weight.shape, dtype=torch.float64))
+            weight.div_(leaf.norm.norm(weight).clamp_min(1))
+    return model

@@ -1,4 +1,4 @@
-"""Convolutions as atoms: images (batch, channels, *space) in and out, measured as the largest RMS over channels of a pixel."""
+"""Convolutions as atoms: images (batch, channels, *space) in and out, measured as the largest RMS of a pixel."""
 
 from __future__ import annotations
 

@@ -34,7 +34,8 @@ def check_geometry(
 ) -> float:
     """max ‖J Δ‖ over ‖Δ‖ ≤ 1 found by the power method in the plan's own norms; the output is measured as RMS over
     features (channels of images), maximum over everything else. If the plan consists of bounds and holds at the model's
-    weights, more than 1 is an error. Returns the maximum found: near 1 means tight, far below means loose, above 1 a typical plan's overshoot.
+    weights, more than 1 is an error. Returns the maximum found: near 1 means tight, far below means loose, above 1 a
+    typical plan's overshoot.
 
     >>> import normgeo as ng
     >>> model = ng.nn.Linear(3, 2).double()
