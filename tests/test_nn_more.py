@@ -53,6 +53,7 @@ from normgeo.nn import (
     ViT,
     residual,
 )
+from normgeo.testing import check_optimizer
 
 # ---- equal to torch
 
@@ -231,3 +232,14 @@ def test_they_train(make):
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
     assert all((start[name] != p).any() for name, p in model.named_parameters())
+
+
+def test_kernels_go_through_the_whole_optimizer():
+    """Momentum, state dicts, copies, NaN: kernels of three shapes and a norm with phases."""
+    torch.manual_seed(0)
+    model = Linear(4, 2) @ GlobalAverage() @ ConvTranspose2d(4, 4, 3, 2) @ Abs() @ Conv2d(3, 4, 3, groups=1)
+    model = model @ Conv2d(3, 3, 3, groups=3)
+    x = torch.randn(2, 3, 7, 7)
+    check_optimizer(ng.optimizer, model, lambda model: (model(x) - 1).square().mean())
+    plan = ng.compile(model)
+    assert ng.Plan.from_json(plan.to_json()) == plan

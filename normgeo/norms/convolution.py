@@ -111,8 +111,9 @@ class Conv(_Unfolded):
     """W (out, in/groups, *kernel) with k taps: ‖W‖ = max over groups of √(k·in_g/out_g)·σ_max(W_g unfolded to (out_g,
     in_g·k)); ‖G‖* = Σ √(out_g/(k·in_g))·Σσᵢ(G_g); dualize(G) = √(out_g/(k·in_g))·U Vᵀ per group.
 
-    The most that RMS over channels at an output pixel can be when it is 1 at every input pixel, at any stride, padding and
-    dilation; the only looseness is that a patch of RMS 1 may have one pixel of RMS √k.
+    Bounds RMS over channels at an output pixel where it is at most 1 at every input pixel, at any stride, padding and
+    dilation. Tight for kernels that respond most to a constant patch; else loose, as a patch of RMS 1 may have a pixel of
+    RMS √k.
 
     >>> Conv(2).norm(torch.ones(1, 1, 3, 3)).round(decimals=4)
     tensor(9.)
