@@ -125,11 +125,13 @@ def _init(norm: Norm, shape: Sequence[int], seed: int) -> Tensor:
 
 
 def _gaussian(shape: Sequence[int], seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def _low_rank(g: Tensor) -> Tensor:
     """g with all but its first slice along the last axis set to 0: rank 1 for matrices, a single entry for vectors."""
+    if g.ndim == 0:
+        return g
     out = torch.zeros_like(g)
     out[..., 0] = g[..., 0]
     return out
