@@ -96,12 +96,14 @@ def optimal_quintics(steps: int, lower: float = 1e-3, cushion: float = CUSHION) 
     >>> optimal_quintics(1)[0]
     (8.28721201814562..., -23.59588651909882..., 17.30038731253092...)
     """
+    if not 0 < lower < 1 or not 0 <= cushion < 1:
+        raise ValueError(f"the quintics need 0 < lower < 1 and 0 ≤ cushion < 1, got lower={lower}, cushion={cushion}")
     table = []
     # Decimal, since the systems are near-singular for l ≈ u, and since the digits are then the same on every machine.
     with localcontext(prec=60):
         low, high, half = Decimal(repr(lower)), Decimal(1), Decimal(repr(cushion))
         for _ in range(steps):
-            if 1 - low < Decimal("1e-9"):  # the limit l, u → 1
+            if 1 - low < Decimal("1e-6"):  # the limit l, u → 1, whose coefficients are within 1e-11
                 table.append(QUINTIC[0])
                 continue
             a, b, c = _best_quintic(max(low, half * high), high)

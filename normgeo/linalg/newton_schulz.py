@@ -29,7 +29,8 @@ class NewtonSchulz(Polar):
         15 * CUBIC           in [.416, 1]            10 * QUINTIC        in [.498, 1]
 
     `dtype` is the work dtype; None keeps the input's, or float32 for inputs of 16 bits. Cost: 4 m²n + 2 m³ flops a step
-    for sides m ≤ n, with no transpose copied. `gram=True` uses the Gram form wherever n ≥ 1.5 m, see `PolarExpress`.
+    for sides m ≤ n, 4 m²n where c = 0; a tall X is multiplied from the right, so nothing is transposed. `gram=True` is
+    explained at `PolarExpress`.
 
     >>> from normgeo.linalg import coefficients
     >>> NewtonSchulz(coefficients.DEEPSEEK)(torch.tensor([[0.0, 3.0], [-0.2, 0.0]])).round(decimals=2)
@@ -67,9 +68,10 @@ class PolarExpress(Polar):
     smaller ones fall short of 1 and are never overshot. `dtype` is the work dtype; None keeps the input's, or float32
     for inputs of 16 bits. Cost: 4 m²n + 2 m³ flops a step for m ≤ n. Source: arXiv 2505.16932, safety as printed there.
 
-    `gram=True`, wherever n ≥ 1.5 m, runs the iteration on R = XXᵀ instead and collects the product Q of its
-    polynomials, X ← Q X, starting afresh after steps 2, 5 and 8: half the flops at n = 4 m. It is meant for float32
-    and float16 on CUDA.
+    `gram=True`, wherever n ≥ 1.5 m, runs the iteration on R = XXᵀ and collects Q, the product of its polynomials; X ← Q X
+    after steps 2, 5, 8, ... and at the end. That is .72 of the flops at n = 4 m and 6 steps. Meant for float32 and float16
+    on CUDA. Largest error against the SVD's U p(Σ) Vᵀ on CPU, 6 steps, from Gaussian spectra to logarithmic ones down to
+    1e-10: 1e-4 in float32 (without it 7e-5), .13 in float16 (.13), and no overshoot beyond 1e-3; bfloat16 is refused.
 
     >>> x = PolarExpress()(torch.diag(torch.tensor([1.0, 0.1, 0.01])))
     >>> bool(((x.diagonal() > 0.99) & (x.diagonal() <= 1)).all())
