@@ -104,7 +104,7 @@ HARD = {
         (linalg.coefficients.polar_express(6), torch.float32, 1e-4, 1 + 1e-4),
         (linalg.coefficients.polar_express(10), torch.float32, 1e-3, 1 + 1e-4),
         (DEEPSEEK, torch.float32, 5e-3, 1.0025),
-        (linalg.coefficients.polar_express(6), torch.float16, 0.15, 1 + 1e-3),
+        (linalg.coefficients.polar_express(6), torch.float16, 0.15, 1 + 3e-3),
     ],
 )
 def test_gram_form_against_the_svd(spectrum, schedule, dtype, error, top):
@@ -182,3 +182,16 @@ def test_power_method_finds_the_operator_norm_from_rms_to_rms():
 def test_polar_express_refuses_nonsense(bad):
     with pytest.raises(ValueError, match="PolarExpress needs"):
         PolarExpress(**bad)
+
+
+@pytest.mark.parametrize("polar", [PolarExpress(), PolarExpress(gram=True), NewtonSchulz(YOU)], ids=str)
+def test_polars_compile_without_a_graph_break(polar):
+    g = gaussian(2, 4, 8)
+    compiled = torch.compile(polar, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(g), polar(g), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("gram", [False, True])
+def test_newton_schulz_has_derivatives(gram):
+    g = gaussian(1, 3, 6).requires_grad_()
+    assert torch.autograd.gradcheck(PolarExpress(3, gram=gram), g)
