@@ -59,7 +59,7 @@ def test_polar_express_stays_in_the_unit_interval(steps, safety, lower):
     assert y.max() <= 1 + 1e-6
 
 
-@pytest.mark.parametrize("bad", [{"lower": 0.0}, {"lower": 1.0}, {"cushion": 1.0}, {"cushion": -0.1}])
+@pytest.mark.parametrize("bad", [{"lower": 0.0}, {"lower": 1.0}, {"cushion": 1.0}, {"cushion": -0.1}, {"steps": 0}])
 def test_quintics_refuse_nonsense(bad):
     with pytest.raises(ValueError, match="0 < lower < 1"):
-        optimal_quintics(3, **bad)
+        optimal_quintics(**{"steps": 3, **bad})

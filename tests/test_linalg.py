@@ -130,6 +130,18 @@ def test_newton_schulz_refuses_nonsense():
             NewtonSchulz(bad)
     with pytest.raises(ValueError, match="diverges in bfloat16"):
         PolarExpress(dtype=torch.bfloat16, gram=True)
+    for dtype in (torch.bfloat16, torch.float16):
+        for make in (lambda d: NewtonSchulz(CANS, d), lambda d: PolarExpress(safety=1.0, dtype=d)):
+            with pytest.raises(ValueError, match="no margin for the rounding"):
+                make(dtype)
+
+
+@pytest.mark.parametrize("side", [96, 300])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_constant_gradient_survives_rounding(side, dtype):
+    schedules = [KELLER, YOU, DEEPSEEK, *map(linalg.coefficients.polar_express, (5, 6, 10))]
+    for schedule in schedules:
+        assert NewtonSchulz(schedule, dtype)(torch.ones(side, side)).norm() < 1.2
 
 
 def test_svd_drops_noise_directions():

@@ -42,7 +42,7 @@ YOU: Schedule = (
 )
 
 # CANS (arXiv 2506.10935): optimal_quintics(5, lower=1e-3, cushion=0) to four digits. .120, .120
-# Without a safety factor: leaves [0, 2] at once when rounding puts a value above 1.
+# No margin: sends 1.001 to 2e23, so rounding to 16 bits is too much for it.
 CANS: Schedule = (
     (8.4703, -25.1081, 18.6293),
     (4.1828, -3.1087, 0.5806),
@@ -96,17 +96,20 @@ def optimal_quintics(steps: int, lower: float = 1e-3, cushion: float = CUSHION) 
     >>> optimal_quintics(1)[0]
     (8.28721201814562..., -23.59588651909882..., 17.30038731253092...)
     """
-    if not 0 < lower < 1 or not 0 <= cushion < 1:
-        raise ValueError(f"the quintics need 0 < lower < 1 and 0 ≤ cushion < 1, got lower={lower}, cushion={cushion}")
+    if steps < 1 or not 0 < lower < 1 or not 0 <= cushion < 1:
+        raise ValueError(
+            "the quintics need steps ≥ 1, 0 < lower < 1 and 0 ≤ cushion < 1, "
+            f"got steps={steps}, lower={lower}, cushion={cushion}"
+        )
     table = []
     # Decimal, since the systems are near-singular for l ≈ u, and since the digits are then the same on every machine.
     with localcontext(prec=60):
-        low, high, half = Decimal(repr(lower)), Decimal(1), Decimal(repr(cushion))
+        low, high, share = Decimal(repr(lower)), Decimal(1), Decimal(repr(cushion))
         for _ in range(steps):
             if 1 - low < Decimal("1e-6"):  # the limit l, u → 1, whose coefficients are within 1e-11
                 table.append(QUINTIC[0])
                 continue
-            a, b, c = _best_quintic(max(low, half * high), high)
+            a, b, c = _best_quintic(max(low, share * high), high)
             centre = (low * (a + b * low**2 + c * low**4) + high * (a + b * high**2 + c * high**4)) / 2
             a, b, c = a / centre, b / centre, c / centre
             table.append((float(a), float(b), float(c)))

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from normgeo.linalg.coefficients import Schedule, polar_express
+from normgeo.linalg.coefficients import Schedule, evaluate, polar_express
 from normgeo.linalg.polar import Polar
 from normgeo.linalg.scale import exponent, shift
 
@@ -29,9 +29,9 @@ class NewtonSchulz(Polar):
         YOU, 5 steps         in [.474, 1.146]        DEEPSEEK, 10 steps  in [.9999, 1.0006]
         15 * CUBIC           in [.416, 1]            10 * QUINTIC        in [.498, 1]
 
-    `dtype` is the work dtype; None keeps the input's, or float32 for inputs of 16 bits. Cost: 4 m²n + 2 m³ flops a step
-    for sides m ≤ n, 4 m²n where c = 0; a tall X is multiplied from the right, so nothing is transposed. `gram=True` is
-    explained at `PolarExpress`.
+    `dtype` is the work dtype; None keeps the input's, or float32 for inputs of 16 bits. CANS needs 32 bits: in bfloat16 a
+    constant G would go to 1e11. Cost: 4 m²n + 2 m³ flops a step for sides m ≤ n, 4 m²n where c = 0; a tall X is
+    multiplied from the right, so nothing is transposed. `gram=True` is explained at `PolarExpress`.
 
     >>> from normgeo.linalg import coefficients
     >>> NewtonSchulz(coefficients.DEEPSEEK)(torch.tensor([[0.0, 3.0], [-0.2, 0.0]])).round(decimals=2)
@@ -51,6 +51,13 @@ class NewtonSchulz(Polar):
             )
         if self.gram and self.dtype == torch.bfloat16:
             raise ValueError("the Gram form diverges in bfloat16; write dtype=torch.float16 or gram=False")
+        # Rounding may leave ‖X‖ at 1 + eps/2, and from there a polynomial without margin goes to infinity in a few steps.
+        edge = 1 + torch.finfo(self.dtype or torch.float32).eps
+        if not abs(evaluate(self.schedule, edge)) <= 2:
+            raise ValueError(
+                f"this schedule has no margin for the rounding of {self.dtype}: it sends {edge:.8g} to "
+                f"{evaluate(self.schedule, edge):.2g}; write dtype=torch.float32, or take polar_express with safety=1.01"
+            )
 
     def __call__(self, g: Tensor) -> Tensor:
         *batch, m, n = g.shape
