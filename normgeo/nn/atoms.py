@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from normgeo.geometry import Graph, Node, bound, mass, register
+from normgeo.geometry import Factor, Graph, Node, bound, mass, register, typical
 from normgeo.geometry.graph import ZERO
 from normgeo.nn.algebra import Module
-from normgeo.norms import RMS, L1ToRMS, Linf, Norm, RMSToRMS
+from normgeo.norms import RMS, L1ToRMS, Linf, Norm, RMSToRMS, Scaled
 
 __all__ = ["Atom", "Bias", "Embedding", "Gain", "Linear"]
 
@@ -140,35 +140,52 @@ class Bias(Atom):
 
 @register(Linear)
 def _(module: Linear, graph: Graph, x: Node) -> Node:
-    x = _features(module, x, module.weight.shape[1])
-    return _used(module, graph, graph.op("linear", x, features=module.weight.shape[0]), x)
+    x = _features(module, graph, x, module.weight.shape[1])
+    slot = _slot(module.norm, RMSToRMS)
+    return _used(module, graph, graph.op("linear", x, slots=slot, features=module.weight.shape[0]), x, slot)
 
 
 @register(Embedding)
 def _(module: Embedding, graph: Graph, ids: Node) -> Node:
-    out = graph.op("embed", ids, slots=ZERO, size=bound(1.0), features=module.weight.shape[1])
-    return _used(module, graph, out, None)
+    slot = _slot(module.norm, L1ToRMS)
+    out = graph.op("embed", ids, slots=ZERO, size=slot, features=module.weight.shape[1])
+    return _used(module, graph, out, None, slot)
 
 
 @register(Gain)
 def _(module: Gain, graph: Graph, x: Node) -> Node:
-    x = _features(module, x, module.weight.shape[0])
-    return _used(module, graph, graph.op("gain", x, features=module.weight.shape[0]), x)
+    x = _features(module, graph, x, module.weight.shape[0])
+    slot = _slot(module.norm, Linf)
+    return _used(module, graph, graph.op("gain", x, slots=slot, features=module.weight.shape[0]), x, slot)
 
 
 @register(Bias)
 def _(module: Bias, graph: Graph, x: Node) -> Node:
-    x = _features(module, x, module.weight.shape[0])
-    return _used(module, graph, graph.op("bias", x, size=x.size + bound(1.0), features=module.weight.shape[0]), None)
+    x = _features(module, graph, x, module.weight.shape[0])
+    slot = _slot(module.norm, RMS)
+    out = graph.op("bias", x, size=x.size + slot, features=module.weight.shape[0])
+    return _used(module, graph, out, None, slot)
 
 
-def _used(module: Atom, graph: Graph, out: Node, x: Node | None) -> Node:
+def _slot(norm: Norm, natural: type[Norm]) -> Factor:
+    """How large an operator in the unit ball of a norm can be: 1 in the natural norm of the atom, 1/c in c times it, and
+    anybody's guess in another."""
+    if type(norm) is natural:
+        return bound(1.0)
+    if isinstance(norm, Scaled) and type(norm.inner) is natural:
+        return bound(1 / norm.factor)
+    return typical(1.0)
+
+
+def _used(module: Atom, graph: Graph, out: Node, x: Node | None, slot: Factor) -> Node:
+    """‖ΔW x‖ ≤ slot·‖ΔW‖·‖x‖."""
     size = bound(1.0) if x is None else x.size
-    graph.use(module.weight, out, role=module.role, norm=module.norm, mass=mass(module), input_norm=size)
+    graph.use(module.weight, out, role=module.role, norm=module.norm, mass=mass(module), input_norm=size, slot=slot)
     return out
 
 
-def _features(module: Atom, x: Node, wanted: int) -> Node:
+def _features(module: Atom, graph: Graph, x: Node, wanted: int) -> Node:
     if x.features not in (None, wanted):
-        raise ValueError(f"{type(module).__name__} of {wanted} features follows an operation with {x.features}")
+        name, path = type(module).__name__, ".".join(graph.path)
+        raise ValueError(f"{name} ({path}) takes {wanted} features and follows an operation with {x.features}")
     return x

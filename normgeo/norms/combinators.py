@@ -107,7 +107,7 @@ class Blocks(Norm):
 @dataclass(frozen=True)
 class SumOfBlocks(Norm):
     """Blocks w (n, *d): ‖w‖ = Σᵢ ‖wᵢ‖_inner;  ‖g‖* = maxᵢ ‖gᵢ‖*_inner;  dualize: all of the step goes to the block with
-    the largest dual norm (shared among ties). The projection searches for the blocks' radii: hundreds of projections of blocks.
+    the largest dual norm (shared among ties). The projection searches for the blocks' radii, by hundreds of projections.
 
     >>> from normgeo.norms import RMS
     >>> SumOfBlocks(RMS()).dualize(torch.tensor([[1.0, 1.0], [5.0, 5.0]])).round(decimals=4)

@@ -10,7 +10,7 @@ from torch import Tensor
 from normgeo.linalg import Polar, PolarExpress, l2, svd
 from normgeo.norms.base import Norm, gaussian, trailing
 from normgeo.norms.spectral import singular_values
-from normgeo.norms.vectors import rms_project, rms_unit, unit
+from normgeo.norms.vectors import rms, rms_project, rms_unit, sign, unit
 
 __all__ = ["L1ToLinf", "L1ToRMS", "RMSToLinf", "RMSToRMS"]
 
@@ -70,8 +70,7 @@ class L1ToRMS(Norm):
     independent = 1
 
     def norm(self, w: Tensor) -> Tensor:
-        w = trailing(w, 2)
-        return l2(w, 1).squeeze(-1).amax(-1) / math.sqrt(w.shape[-1])
+        return rms(trailing(w, 2)).squeeze(-1).amax(-1)
 
     def dual_norm(self, g: Tensor) -> Tensor:
         g = trailing(g, 2)
@@ -129,7 +128,7 @@ class L1ToLinf(Norm):
         return trailing(g, 2).abs().sum((-2, -1))
 
     def dualize(self, g: Tensor) -> Tensor:
-        return trailing(g, 2).sign().to(g.dtype)
+        return sign(trailing(g, 2)).to(g.dtype)
 
     def project(self, w: Tensor) -> Tensor:
         return trailing(w, 2).clamp(-1, 1).to(w.dtype)

@@ -51,7 +51,7 @@ class Weighted(Norm):
         x = x / x.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
         white = x @ root
         size = torch.linalg.vector_norm(white, dim=-1, keepdim=True)
-        return torch.where(size > 0, white / torch.where(size > 0, size, 1) @ root, 0).to(g.dtype)
+        return (white / torch.where(size == 0, 1, size) @ root).to(g.dtype)
 
     def project(self, w: Tensor) -> Tensor:
         """(I + λA)⁻¹w with the λ ≥ 0 that brings it to norm 1, by bisection in the eigenbasis."""

@@ -33,7 +33,10 @@ def check_norm(norm: Norm, shape: Sequence[int], *, seed: int = 0) -> None:
     _equal("norm(init)", norm.norm(_init(norm, shape, seed)), 1.0)
     nan = g.clone()
     nan.flatten()[0] = torch.nan
-    assert norm.norm(nan).isnan(), "norm hides a NaN"
+    for bad in (torch.nan, torch.inf):
+        nan.flatten()[0] = bad
+        assert not norm.norm(nan).isfinite(), f"norm hides {bad}"
+        assert not norm.dualize(nan).isfinite().all(), f"dualize hides {bad}"
 
 
 def check_polar(polar: Polar, shape: Sequence[int], *, error: float, overshoot: float = 1e-5, seed: int = 0) -> None:
