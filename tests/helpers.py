@@ -13,7 +13,7 @@ seeds = st.integers(0, 2**16)
 
 
 def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def published_gpt(vocabulary: int, context: int, width: int, heads: int, depth: int) -> ng.nn.Module:

@@ -172,7 +172,7 @@ def test_a_parameter_that_nobody_declares_is_named():
         (lambda: Identity(), "no parameters"),
         (lambda: (0.0 * Identity()) @ Linear(2, 2), "does not reach the output"),
         (lambda: (Linear(2, 2), Linear(2, 2)) @ Identity(), "gives 2 tensors"),
-        (lambda: Linear(3, 2) @ Linear(2, 2), "Linear of 3 features follows an operation with 2"),
+        (lambda: Linear(3, 2) @ Linear(2, 2), r"Linear \(1\) takes 3 features and follows an operation with 2"),
         (lambda: ReLU() @ (Linear(2, 2), Linear(2, 2)), "cannot take the 2 tensors before it"),
     ],
 )

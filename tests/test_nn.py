@@ -162,12 +162,27 @@ def test_attention_slots_are_bounds_and_are_nearly_reached():
 
 
 def test_typical_factors_report_their_overshoot():
-    torch.manual_seed(0)
+    """2·ReLU declared as 1: the plan says typical, and the search finds a change of nearly 2."""
     model = (Linear(8, 8) @ Typical(2 * ReLU(), 1.0) @ Linear(8, 8)).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.eye(8))
     plan = ng.compile(model)
-    assert plan.leaves[0].known == "typical"
-    assert plan.holds(model) == ["0.weight: x·μ is typical"] or "typical" in plan.holds(model)[0]
-    check_geometry(model, (ng.norms.RMS().init((4, 8), dtype=torch.float64),), plan=plan)
+    assert [leaf.known for leaf in plan.leaves] == ["typical", "typical"]
+    assert "typical" in plan.holds(model)[0]
+    found = check_geometry(model, (torch.ones(1, 8, dtype=torch.float64),), plan=plan)
+    assert 1.4 < found < 2.001
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.5])
+def test_attention_slots_depend_on_the_right_sizes(scale):
+    """μ_q = s·d·x_k·x_v, μ_k = s·d·x_q·x_v, μ_v = 1, output as large as v: with three different sizes."""
+    graph = ng.geometry.Graph()
+    sizes = {"q": 2.0, "k": 3.0, "v": 5.0}
+    q, k, v = (graph.input(ng.geometry.bound(size), features=4) for size in sizes.values())
+    out = ng.geometry.trace(Attention(1, scale=scale), graph, q, k, v)
+    assert [slot.value for slot in out.slots] == [scale * 4 * 3 * 5, scale * 4 * 2 * 5, 1.0]
+    assert out.size.value == 5.0
 
 
 def test_modules_are_torch_modules():

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 import normgeo as ng
 from normgeo.geometry import Graph, trace
+from normgeo.linalg import SVD
 from normgeo.nn import (
     Abs,
     AffineLayerNorm,
@@ -53,7 +54,8 @@ from normgeo.nn import (
     ViT,
     residual,
 )
-from normgeo.testing import check_optimizer
+from normgeo.norms import RMS, Blocks, Conv, ConvTransposed, L1ToRMS, Linf
+from normgeo.testing import check_geometry, check_optimizer
 
 # ---- equal to torch
 
@@ -243,3 +245,41 @@ def test_kernels_go_through_the_whole_optimizer():
     check_optimizer(ng.optimizer, model, lambda model: (model(x) - 1).square().mean())
     plan = ng.compile(model)
     assert ng.Plan.from_json(plan.to_json()) == plan
+
+
+# ---- norms that are given
+
+images = RMS().init((6, 5, 5, 4), dtype=torch.float64).movedim(-1, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "slot", "known"),
+    [
+        (lambda: Conv2d(4, 4, 3, groups=2, norm=Conv(2, 2, polar=SVD())), 1.0, "bound"),
+        (lambda: Conv2d(4, 4, 3, norm=0.5 * Conv(2)), 2.0, "bound"),
+        (lambda: Conv2d(4, 4, 3, groups=2, norm=Conv(2)), 1.0, "typical"),
+        (lambda: Conv2d(4, 4, 3, norm=Blocks(Conv(1))), 1.0, "typical"),
+        (lambda: ConvTranspose2d(4, 4, 3, 2, norm=4.0 * ConvTransposed(2, stride=(2, 2))), 0.25, "bound"),
+        (lambda: ConvTranspose2d(4, 4, 3, 2, norm=ConvTransposed(2)), 1.0, "typical"),
+        (lambda: Positions(25, 4, norm=0.5 * L1ToRMS()) @ Tokens(), 2.0, "bound"),
+        (lambda: Positions(25, 4, norm=Blocks(Linf())) @ Tokens(), 1.0, "typical"),
+    ],
+)
+def test_given_norms_of_kernels_and_positions_are_bounds_only_where_they_are(make, slot, known):
+    """A norm that is not the natural one of the atom, groups and strides included, makes its slot typical."""
+    torch.manual_seed(0)
+    model = (Conv2d(4, 4, 1) @ make() if not isinstance(make(), Sequential) else make()).double()
+    plan = ng.compile(model, (images,))
+    (leaf,) = [leaf for leaf in plan.leaves if leaf.role == "embedding"] or plan.leaves[:1]
+    assert (leaf.input_norm * leaf.sensitivity, leaf.known) == (pytest.approx(slot), known)
+    assert plan.holds(model) == [] or known == "typical"
+    check_geometry(model, (images,), plan=plan)  # fails if the plan promises and does not hold
+
+
+def test_extending_keeps_the_sizes_of_images_along_their_channels():
+    model = Conv2d(4, 4, 3).double()
+    plan = ng.compile(model, (10 * images,))
+    assert plan.leaves[0].input_norm == pytest.approx(10.0)
+    assert plan.extend(model) == plan
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        ng.compile(model, (images * torch.inf,))

@@ -6,14 +6,52 @@ from hypothesis import strategies as st
 
 from normgeo import norms
 from normgeo.linalg import SVD
-from normgeo.norms import RMS, Blocks, Conv, ConvTransposed, L1ToRMS, Linf, Norm, RMSToRMS, Scaled, with_polar
+from normgeo.norms import (
+    L1,
+    L2,
+    RMS,
+    Absolute,
+    Blocks,
+    Conv,
+    ConvTransposed,
+    Frobenius,
+    KyFan,
+    L1ToLinf,
+    L1ToRMS,
+    L2OfBlocks,
+    Linf,
+    Norm,
+    Nuclear,
+    RMSToLinf,
+    RMSToRMS,
+    Scaled,
+    Schatten,
+    Spectral,
+    SumOfBlocks,
+    Viewed,
+    Weighted,
+    with_polar,
+)
 from normgeo.testing import check_norm
 
 INSTANCES = [
+    Absolute(),
+    L1(),
+    L2(),
     RMS(),
     Linf(),
+    Spectral(),
+    Frobenius(),
+    Nuclear(),
+    Schatten(1.5),
+    Schatten(4.0),
+    KyFan(1),
+    KyFan(2),
+    KyFan(3),
     RMSToRMS(),
     L1ToRMS(),
+    RMSToLinf(),
+    L1ToLinf(),
     3 * RMSToRMS(),
     0.5 * Linf(),
     Blocks(RMSToRMS()),
@@ -22,12 +60,19 @@ INSTANCES = [
     Blocks(Blocks(Linf())),
     Conv(1),
     ConvTransposed(1, stride=(2,)),
+    SumOfBlocks(L2()),
+    SumOfBlocks(0.5 * Linf()),
+    L2OfBlocks(Absolute()),
+    L2OfBlocks(0.5 * Linf()),
+    Viewed(RMSToRMS(), "i o -> o i"),
+    Viewed(Blocks(L2()), "m n -> n m"),
+    Viewed(RMSToRMS(), "o i k -> o (i k)"),
 ]
 sizes = st.integers(1, 7)
 
 
 def test_every_exported_norm_is_checked():
-    assert {type(norm) for norm in INSTANCES} == set(exported(norms, Norm))
+    assert {type(norm) for norm in INSTANCES} | {Weighted} == set(exported(norms, Norm))
 
 
 @pytest.mark.parametrize("norm", INSTANCES, ids=str)
@@ -101,6 +146,104 @@ def test_empty_is_an_error(norm, shape):
     for function in (norm.norm, norm.dual_norm, norm.dualize):
         with pytest.raises(ValueError, match="at least one entry"):
             function(torch.zeros(shape))
+
+
+def test_the_projection_of_a_sum_of_spectral_norms():
+    """Hundreds of SVDs: slow, so once and not in the law-suite."""
+    check_norm(SumOfBlocks(Spectral()), (2, 3, 2))
+
+
+@given(seeds, st.integers(1, 4))
+def test_ky_fan_interpolates_between_spectral_and_nuclear(seed, k):
+    g = gaussian(4, 5, seed=seed)
+    s = torch.linalg.svdvals(g)
+    torch.testing.assert_close(KyFan(k).norm(g), s[:k].sum())
+    torch.testing.assert_close(KyFan(1).dualize(g), with_polar(Spectral(), SVD()).dualize(g))
+    torch.testing.assert_close(KyFan(4).dualize(g), Nuclear().dualize(g))
+    torch.testing.assert_close(KyFan(1).project(g), Spectral().project(g))
+    torch.testing.assert_close(KyFan(4).project(g), Nuclear().project(g), rtol=1e-6, atol=1e-8)
+
+
+@given(seeds, st.floats(1.1, 10))
+def test_schatten_is_the_power_norm_of_singular_values(seed, p):
+    g = gaussian(4, 3, seed=seed)
+    torch.testing.assert_close(Schatten(p).norm(g), torch.linalg.vector_norm(torch.linalg.svdvals(g), p))
+    torch.testing.assert_close(Schatten(2.0).dualize(g), Frobenius().dualize(g))
+    torch.testing.assert_close(Schatten(2.0).project(3 * g), Frobenius().project(3 * g), rtol=1e-6, atol=1e-8)
+
+
+@given(seeds, st.integers(1, 5), st.integers(1, 5))
+def test_operator_norms_against_their_definitions(seed, m, n):
+    w, x = gaussian(m, n, seed=seed), gaussian(500, n, seed=seed + 1)
+    rows = torch.linalg.vector_norm(w, dim=-1).argmax()
+    best = torch.cat([x, w[rows].unsqueeze(0)])
+    torch.testing.assert_close((RMS().dualize(best) @ w.mT).abs().max(), RMSToLinf().norm(w))
+    torch.testing.assert_close(RMSToLinf().norm(w), (n * L1ToRMS()).norm(w))
+    corners = torch.eye(n, dtype=w.dtype)
+    torch.testing.assert_close((corners @ w.mT).abs().max(), L1ToLinf().norm(w))
+
+
+def metric(seed, rank, dim):
+    root = gaussian(dim, rank, seed=seed)
+    return root @ root.mT
+
+
+@given(seeds, st.integers(1, 6))
+def test_weighted_obeys_the_laws(seed, dim):
+    check_norm(Weighted(metric(seed, dim + 2, dim)), (dim,), seed=seed)
+
+
+@given(seeds, st.integers(1, 3))
+def test_a_singular_metric_is_a_seminorm_with_dual_infinite_off_its_range(seed, rank):
+    a = metric(seed, rank, 5)
+    norm, null = Weighted(a), torch.linalg.svd(a)[0][:, -1]
+    inside, w = gaussian(5, seed=seed + 1) @ a, gaussian(5, seed=seed + 2)
+    torch.testing.assert_close(norm.norm(w + 7 * null), norm.norm(w), rtol=1e-6, atol=1e-6)
+    assert norm.dual_norm(inside + null) == torch.inf
+    d = norm.dualize(inside)
+    torch.testing.assert_close((inside * d).sum(), norm.dual_norm(inside), rtol=1e-6, atol=0)
+    torch.testing.assert_close(norm.norm(d), torch.tensor(1.0, dtype=torch.float64), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        norm.dual_norm(inside), (inside @ torch.linalg.pinv(a, rtol=1e-9) @ inside).sqrt(), rtol=1e-5, atol=0
+    )
+    p = norm.project(3 * w)
+    assert norm.norm(p) <= 1 + 1e-9
+    torch.testing.assert_close((p - 3 * w) @ null, torch.zeros((), dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "bad", [torch.ones(2), torch.tensor([[0.0, 1.0], [0.0, 0.0]]), -torch.eye(2), torch.tensor([[torch.nan]])]
+)
+def test_weighted_refuses_what_is_no_metric(bad):
+    with pytest.raises(ValueError, match="Weighted needs"):
+        Weighted(bad)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Schatten(1.0), "p = 1 is Nuclear"),
+        (lambda: KyFan(0), "k ≥ 1"),
+        (lambda: Viewed(RMS(), "a b -> a b"), "does not end in the 1 axes"),
+        (lambda: Viewed(RMS(), "... a -> a"), "without"),
+    ],
+)
+def test_impossible_norms_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@given(seeds)
+def test_subgradients(seed):
+    """‖w‖ ≥ ‖v‖ + ⟨z, w - v⟩ for z in ∂‖v‖ = {z : ‖z‖* ≤ 1, ⟨z, v⟩ = ‖v‖}, reached through the dual norm's dual."""
+    for norm, shape in ((L1(), (4,)), (Linf(), (4,)), (L2(), (4,)), (Nuclear(), (3, 2)), (KyFan(2), (3, 3))):
+        v, w = gaussian(*shape, seed=seed), gaussian(*shape, seed=seed + 1)
+        g = v.requires_grad_()
+        (z,) = torch.autograd.grad(norm.norm(g), g)
+        v = v.detach()
+        assert norm.dual_norm(z) <= 1 + 1e-9
+        torch.testing.assert_close((z * v).sum(), norm.norm(v))
+        assert norm.norm(w) >= norm.norm(v) + (z * (w - v)).sum() - 1e-9
 
 
 def test_wrong_input_says_what_is_needed():

@@ -9,6 +9,7 @@ from hypothesis import given
 from torch import nn
 
 import normgeo as ng
+import normgeo.plan.patterns
 from normgeo.linalg import SVD
 from normgeo.norms import RMS, L1ToRMS, Norm, RMSToRMS
 
@@ -78,7 +79,7 @@ def test_overrides_by_pattern():
     assert plan.mass == pytest.approx(sum(masses.values()))
     given_radii = ng.compile(model, radii={"head": 0.5})
     assert given_radii.leaves[-1].radius == pytest.approx(0.5)
-    assert given_radii.leaves[-1].source == "given"
+    assert given_radii.leaves[-1].source == "radius given"
     assert given_radii.leaves[0].radius == ng.compile(model).leaves[0].radius
 
 
@@ -178,23 +179,14 @@ def test_print_joins_equal_rows():
     assert lines[-1].startswith("38 leaves, mass 7;")
 
 
-class Wrapper(nn.Module):
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, *x):
-        return self.module(*x)
-
-
 def wrappers():
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     return {
-        "module.": Wrapper,
+        "module.": nn.DataParallel,
         "_orig_mod.": torch.compile,
         "_checkpoint_wrapped_module.": checkpoint_wrapper,
-        "nested": lambda m: Wrapper(torch.compile(m)),
+        "nested": lambda m: nn.DataParallel(torch.compile(m)),
     }
 
 
@@ -205,6 +197,101 @@ def test_wrapped_models_compile_and_are_found(name):
     wrapped = wrappers()[name](model)
     assert ng.compile(wrapped) == plan
     assert plan.find(wrapped) == dict(model.named_parameters())
+
+
+def test_wrappers_inside_the_model_are_seen_through():
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    model = small()
+    plan = ng.compile(model)
+    model.blocks._modules["0"] = checkpoint_wrapper(model.blocks[0])
+    model.blocks._modules["1"] = torch.compile(model.blocks[1])
+    assert ng.compile(model) == plan
+    assert len(plan.optimizer(model).param_groups[0]["params"]) == len(plan.leaves)
+
+
+def test_a_module_called_module_is_not_a_wrapper():
+    class Tenfold(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, x):
+            return 10 * self.module(x)
+
+    @ng.geometry.register(Tenfold)
+    def _(module, graph, x):
+        out = ng.geometry.trace(module.module, graph, x, name="module")
+        return graph.op("tenfold", out, slots=ng.geometry.bound(10.0))
+
+    model = Tenfold(ng.nn.Linear(3, 3)).double()
+    assert ng.compile(model).leaves[0].sensitivity == 10.0
+    assert ng.testing.check_geometry(model, (RMS().init((5, 3), dtype=torch.float64),)) <= 1 + 1e-6
+
+
+def test_a_subclass_with_another_forward_needs_a_geometry_of_its_own():
+    class Tripled(ng.nn.Linear):
+        def forward(self, x):
+            return 3 * super().forward(x)
+
+    with pytest.raises(ValueError, match="has a forward of its own, so the geometry of Linear does not hold"):
+        ng.compile(Tripled(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (lambda: ng.nn.Linear(4, 4, norm=0.5 * RMSToRMS()) @ ng.nn.Linear(4, 4), {}),
+        (lambda: ng.nn.Linear(4, 4, norm=2 * RMSToRMS()) @ ng.nn.Linear(4, 4, norm=L1ToRMS()), {}),
+        (lambda: ng.nn.Linear(4, 4), {"norms": {"weight": L1ToRMS()}}),
+        (lambda: ng.nn.Linear(4, 4), {"radii": {"weight": 10.0}}),
+        (lambda: ng.nn.Gain(4, norm=0.25 * ng.norms.Linf()) @ ng.nn.Linear(4, 4), {}),
+    ],
+)
+def test_given_norms_and_radii_are_bounds_only_where_they_are(make, options):
+    model = make().double()
+    x = (RMS().init((6, 4), dtype=torch.float64),)
+    plan = ng.compile(model, x, **options)
+    found = ng.testing.check_geometry(model, x, plan=plan)  # fails if the plan promises and does not hold
+    assert found <= 1 + 1e-6 or any("typical" in line for line in plan.holds(model))
+
+
+def test_tied_weights_compile_with_one_norm_for_all_uses():
+    embedding, head = ng.nn.Embedding(7, 4), ng.nn.Linear(4, 7)
+    head.weight = embedding.weight
+    with pytest.raises(
+        ValueError, match=r"used as embedding and linear in different norms; give it one: norms=\{'0.weight'"
+    ):
+        ng.compile(head @ embedding)
+    (leaf,) = ng.compile(head @ embedding, norms={"0.weight": L1ToRMS()}).leaves
+    assert (leaf.known, leaf.sensitivity) == ("typical", 2.0)
+
+
+def test_names_of_blocks_are_patterns_and_extending_keeps_the_inputs():
+    assert ng.plan.patterns.matches("weight[q]", "weight[q]")
+    model = ng.nn.Linear(2, 2)
+    plan = ng.compile(model, (torch.full((1, 2), 10.0),), masses={"weight": 3.0})
+    assert plan.leaves[0].input_norm == 10.0
+    assert plan.extend(model) == plan
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        ng.compile(model, (torch.full((1, 2), torch.nan),))
+
+
+def test_holds_follows_unfreezing_and_an_all_frozen_plan_says_so():
+    model = ng.nn.MLP(4, 8, 2)
+    model.requires_grad_(False)
+    plan = ng.compile(model)
+    assert str(plan).endswith("3 leaves, all frozen")
+    with pytest.raises(ValueError, match="frozen"):
+        plan.norm({name: torch.zeros_like(p) for name, p in model.named_parameters()})
+    assert plan.holds(model) == []
+    model.requires_grad_(True)
+    assert any("typical" in line for line in plan.holds(model))
+
+
+def test_parameters_alone_are_not_enough_for_an_optimizer():
+    with pytest.raises(TypeError, match=r"plan\.optimizer\(model\)"):
+        ng.compile(ng.nn.Linear(2, 2)).optimizer(ng.nn.Linear(2, 2).parameters())
 
 
 def test_parameters_are_found_by_identity_when_their_names_change():

@@ -262,6 +262,22 @@ def test_metaoptimize_finds_its_step_size_and_moves_it_slowly():
     torch.testing.assert_close(h, net.up.weight.detach() - model().up.weight.detach())
 
 
+def test_shared_state_of_a_skipped_step_is_undone_on_the_device(monkeypatch):
+    from normgeo.optim.guard import Guard
+
+    monkeypatch.setattr(Guard, "deferred", staticmethod(lambda finite: True))
+    net = model()
+    opt = ng.optimizer(net, step=MetaOptimize(), rule=Plain(), lr=1.0)
+    steps(opt, net, 3)
+    before = {key: float(opt.state[net.up.weight][key]) for key in ("step", "shared.beta", "shared.m", "shared.v")}
+    loss(net).backward()
+    net.up.weight.grad[0, 0] = torch.nan
+    opt.step()
+    assert {key: float(opt.state[net.up.weight][key]) for key in before} == before
+    with pytest.warns(RuntimeWarning, match="up.weight"):
+        assert opt.skipped == 1
+
+
 def test_sophia_sees_hessian_vector_products_every_third_step():
     """On a quadratic in each weight the block Hessian is known: autograd's dense one is the oracle."""
     net = model()

@@ -1,6 +1,6 @@
 """Mass, sensitivity and the graph: how a change of each weight reaches the output of the network."""
 
-from normgeo.geometry.declare import GeometryError, declare, register, registered, trace
+from normgeo.geometry.declare import GeometryError, declare, register, registered, trace, unwrapped
 from normgeo.geometry.factor import Factor, assumed, bound, typical
 from normgeo.geometry.graph import Graph, Node, Use
 from normgeo.geometry.layout import Layout
@@ -25,4 +25,5 @@ __all__ = [
     "tare",
     "trace",
     "typical",
+    "unwrapped",
 ]

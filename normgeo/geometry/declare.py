@@ -11,7 +11,15 @@ from torch import nn
 
 from normgeo.geometry.graph import Graph, Node
 
-__all__ = ["GeometryError", "declare", "register", "registered", "trace"]
+__all__ = ["GeometryError", "declare", "register", "registered", "trace", "unwrapped"]
+
+WRAPPERS = {
+    "DataParallel",
+    "DistributedDataParallel",
+    "FullyShardedDataParallel",
+    "OptimizedModule",
+    "CheckpointWrapper",
+}
 
 
 class GeometryError(ValueError):
@@ -78,25 +86,41 @@ def trace(module: nn.Module, graph: Graph, *inputs: Any, name: str = "") -> Any:
     >>> trace(Identity(), (graph := Graph()), graph.input()).op
     'input'
     """
+    module = unwrapped(module)
     if name:
         graph.path.append(name)
     try:
-        _check_arity(module, graph, inputs)
+        _check_fits(module, graph, inputs)
         return declare(module, graph, *inputs)
     finally:
         if name:
             graph.path.pop()
 
 
-def _check_arity(module: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> None:
-    function = declare.dispatch(type(module))
-    try:
-        inspect.signature(function).bind(module, graph, *inputs)
-    except TypeError:
-        path = ".".join(graph.path)
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside torch's wrappers: DataParallel, DDP, FSDP, torch.compile, activation checkpointing.
+
+    >>> unwrapped(nn.DataParallel(nn.ReLU()))
+    ReLU()
+    """
+    while type(module).__name__ in WRAPPERS and type(module).__module__.startswith("torch."):
+        module = next(module.children())
+    return module
+
+
+def _check_fits(module: nn.Module, graph: Graph, inputs: tuple[Any, ...]) -> None:
+    """Refuse a number of inputs that the declaration does not take, and a declaration inherited by another forward."""
+    name, path = type(module).__name__, ".".join(graph.path) or "the model itself"
+    owner = next(cls for cls in type(module).__mro__ if cls in declare.registry)
+    if owner is not object and type(module).forward is not getattr(owner, "forward", None):
         raise GeometryError(
-            f"{type(module).__name__} ({path}) cannot take the {len(inputs)} tensors before it"
-        ) from None
+            f"module {name} ({path}) has a forward of its own, so the geometry of {owner.__name__} does not hold for it; "
+            f"write @normgeo.geometry.register({name})"
+        )
+    try:
+        inspect.signature(declare.dispatch(type(module))).bind(module, graph, *inputs)
+    except TypeError:
+        raise GeometryError(f"{name} ({path}) cannot take the {len(inputs)} tensors before it") from None
 
 
 def single(node: Any, op: str) -> Node:

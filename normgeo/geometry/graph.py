@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
 from torch.nn import Parameter
 
 from normgeo.geometry.factor import Factor, bound
@@ -66,6 +67,11 @@ class Use:
     view: View | None = None
     block: str = ""
     """name of the block of a fused parameter"""
+
+    def seen(self) -> Tensor:
+        """The parameter as the norm sees it."""
+        stored = self.parameter.detach()
+        return stored if self.view is None else self.view.read(stored)
 
 
 class Graph:
@@ -124,11 +130,16 @@ class Graph:
         norm: Norm,
         mass: float = 1.0,
         input_norm: Factor = ONE,
+        slot: Factor = ONE,
         view: View | None = None,
         block: str = "",
     ) -> None:
-        """Say that `node` uses a parameter. Sizes below 1 count as 1: the unit ball is what modules are declared for."""
-        self.uses.append(Use(parameter, node.index, role, norm, mass, input_norm.at_least(ONE), view, block))
+        """Say that `node` uses a parameter: a change Δ changes its output by at most slot·input_norm·‖Δ‖.
+
+        An input_norm below 1 counts as 1, the size that modules are declared for.
+        """
+        size = input_norm.at_least(ONE) * slot
+        self.uses.append(Use(parameter, node.index, role, norm, mass, size, view, block))
 
     def sensitivities(self, output: Node) -> list[Factor]:
         """μ of every node: how much a change of its output can change `output`."""

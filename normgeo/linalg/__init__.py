@@ -1,8 +1,22 @@
 """Tensors in, tensors out: polar factors and scale-safe sizes. Nothing here knows of norms, parameters or models."""
 
+from normgeo.linalg import coefficients
 from normgeo.linalg.decompose import svd, svdvals
-from normgeo.linalg.polar import SVD, Polar, PolarExpress
+from normgeo.linalg.newton_schulz import NewtonSchulz, PolarExpress
+from normgeo.linalg.polar import SVD, Polar
 from normgeo.linalg.power import steepest_gain
 from normgeo.linalg.scale import exponent, l2, shift
 
-__all__ = ["SVD", "Polar", "PolarExpress", "exponent", "l2", "shift", "steepest_gain", "svd", "svdvals"]
+__all__ = [
+    "SVD",
+    "NewtonSchulz",
+    "Polar",
+    "PolarExpress",
+    "coefficients",
+    "exponent",
+    "l2",
+    "shift",
+    "steepest_gain",
+    "svd",
+    "svdvals",
+]

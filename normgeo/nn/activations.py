@@ -159,14 +159,14 @@ def _(module: Sigmoid, graph: Graph, x: Node) -> Node:
 
 @register(Softmax)
 def _(module: Softmax, graph: Graph, x: Node) -> Node:
-    x = features(module, x)
+    x = features(module, graph, x)
     size = bound(1 / math.sqrt(x.features or 1))
     return graph.op("softmax", x, slots=bound(module.scale / 2), size=size, peak=ONE)
 
 
 @register(MeanSubtract)
 def _(module: MeanSubtract, graph: Graph, x: Node) -> Node:
-    return graph.op("mean subtract", features(module, x, axis=module.axis))
+    return graph.op("mean subtract", features(module, graph, x, axis=module.axis))
 
 
 @register(Mask)

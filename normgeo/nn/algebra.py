@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -16,7 +16,8 @@ __all__ = ["Module", "Mul", "Parallel", "Sequential", "Sum"]
 
 
 class Module(nn.Module):
-    """A torch module with an algebra. `a @ b` runs b, then a; a tuple of modules runs each on the same input.
+    """A torch module with an algebra. `a @ b` runs b, then a; a tuple of modules runs each on the same input; `2 * a`
+    scales the output and `a * 2` the input.
 
     >>> import torch
     >>> from normgeo.nn import Identity, Linear, ReLU
@@ -44,8 +45,12 @@ class Module(nn.Module):
     def __add__(self, other: nn.Module) -> Module:
         return Sum(self, other)
 
-    def __sub__(self, other: Module) -> Module:
-        return Sum(self, -1.0 * other)
+    def __radd__(self, other: nn.Module | Literal[0]) -> Module:
+        """So that sum([a, b]) and torch modules on the left work."""
+        return self if other == 0 else Sum(_lift(other), self)
+
+    def __sub__(self, other: nn.Module) -> Module:
+        return Sum(self, _chain(other, Mul(-1.0)))
 
     def __neg__(self) -> Module:
         return -1.0 * self
@@ -165,7 +170,7 @@ def _(module: Parallel, graph: Graph, *x: Any) -> tuple[Any, ...]:
 @register(Sum)
 def _(module: Sum, graph: Graph, *x: Any) -> Node:
     terms = [single(trace(child, graph, *x, name=name), "Sum") for name, child in parts(module)]
-    return graph.op("add", *terms, features=next((t.features for t in terms if t.features), None))
+    return graph.op("add", *terms, features=max(t.features or 0 for t in terms) or None)
 
 
 @register(Mul)

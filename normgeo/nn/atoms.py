@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from normgeo.geometry import Graph, Node, bound, mass, register
+from normgeo.geometry import Factor, Graph, Node, bound, mass, register, typical
 from normgeo.geometry.graph import ZERO
+from normgeo.linalg import SVD
 from normgeo.nn.algebra import Module
-from normgeo.norms import RMS, L1ToRMS, Linf, Norm, RMSToRMS
+from normgeo.norms import RMS, L1ToRMS, Linf, Norm, RMSToRMS, Scaled, with_polar
 
 __all__ = ["Atom", "Bias", "Embedding", "Gain", "Linear", "Positions"]
 
@@ -171,46 +172,68 @@ class Positions(Atom):
 
 @register(Linear)
 def _(module: Linear, graph: Graph, x: Node) -> Node:
-    x = features(module, x, module.weight.shape[1])
-    return used(module, graph, graph.op("linear", x, features=module.weight.shape[0]), x)
+    x = features(module, graph, x, module.weight.shape[1])
+    slot = slot_of(module.norm, RMSToRMS())
+    return used(module, graph, graph.op("linear", x, slots=slot, features=module.weight.shape[0]), x, slot)
 
 
 @register(Embedding)
 def _(module: Embedding, graph: Graph, ids: Node) -> Node:
-    out = graph.op("embed", ids, slots=ZERO, size=bound(1.0), features=module.weight.shape[1], axis=-1)
-    return used(module, graph, out, None)
+    slot = slot_of(module.norm, L1ToRMS())
+    out = graph.op("embed", ids, slots=ZERO, size=slot, features=module.weight.shape[1], axis=-1)
+    return used(module, graph, out, None, slot)
 
 
 @register(Gain)
 def _(module: Gain, graph: Graph, x: Node) -> Node:
-    x = features(module, x, module.weight.shape[0], module.axis)
-    return used(module, graph, graph.op("gain", x, features=module.weight.shape[0]), x)
+    x = features(module, graph, x, module.weight.shape[0], module.axis)
+    slot = slot_of(module.norm, Linf())
+    return used(module, graph, graph.op("gain", x, slots=slot, features=module.weight.shape[0]), x, slot)
 
 
 @register(Bias)
 def _(module: Bias, graph: Graph, x: Node) -> Node:
-    x = features(module, x, module.weight.shape[0], module.axis)
-    return used(module, graph, graph.op("bias", x, size=x.size + bound(1.0), features=module.weight.shape[0]), None)
+    x = features(module, graph, x, module.weight.shape[0], module.axis)
+    slot = slot_of(module.norm, RMS())
+    out = graph.op("bias", x, size=x.size + slot, features=module.weight.shape[0])
+    return used(module, graph, out, None, slot)
 
 
 @register(Positions)
 def _(module: Positions, graph: Graph, x: Node) -> Node:
-    x = features(module, x, module.weight.shape[1])
-    return used(module, graph, graph.op("positions", x, size=x.size + bound(1.0), features=x.features), None)
+    x = features(module, graph, x, module.weight.shape[1])
+    slot = slot_of(module.norm, L1ToRMS())
+    return used(module, graph, graph.op("positions", x, size=x.size + slot, features=x.features), None, slot)
 
 
-def used(module: Atom, graph: Graph, out: Node, x: Node | None) -> Node:
+def slot_of(norm: Norm, natural: Norm) -> Factor:
+    """How large an operator in the unit ball of a norm can be: 1 in the natural norm of the atom, 1/c in c times it, and
+    anybody's guess in another."""
+    if _same(norm, natural):
+        return bound(1.0)
+    if isinstance(norm, Scaled) and _same(norm.inner, natural):
+        return bound(1 / norm.factor)
+    return typical(1.0)
+
+
+def _same(norm: Norm, natural: Norm) -> bool:
+    """Whether two norms are one, however they compute polar factors."""
+    return type(norm) is type(natural) and with_polar(norm, SVD()) == with_polar(natural, SVD())
+
+
+def used(module: Atom, graph: Graph, out: Node, x: Node | None, slot: Factor) -> Node:
+    """‖ΔW x‖ ≤ slot·‖ΔW‖·‖x‖."""
     size = bound(1.0) if x is None else x.size
-    graph.use(module.weight, out, role=module.role, norm=module.norm, mass=mass(module), input_norm=size)
+    graph.use(module.weight, out, role=module.role, norm=module.norm, mass=mass(module), input_norm=size, slot=slot)
     return out
 
 
-def features(module: nn.Module, x: Node, wanted: int | None = None, axis: int = -1) -> Node:
+def features(module: nn.Module, graph: Graph, x: Node, wanted: int | None = None, axis: int = -1) -> Node:
     """x, which must have its features on this axis, and as many as are wanted."""
-    name = type(module).__name__
+    name = f"{type(module).__name__} ({'.'.join(graph.path) or 'the model itself'})"
     x.layout.claim(axis, name)
     if wanted is not None and x.features not in (None, wanted):
-        raise ValueError(f"{name} of {wanted} features follows an operation with {x.features}")
+        raise ValueError(f"{name} takes {wanted} features and follows an operation with {x.features}")
     return x
 
 

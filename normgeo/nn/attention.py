@@ -50,12 +50,20 @@ class Attention(Module):
 
 @register(Attention)
 def _(module: Attention, graph: Graph, q: Node, k: Node, v: Node) -> Node:
-    q, k, v = (features(module, x) for x in (q, k, v))
+    q, k, v = (features(module, graph, x) for x in (q, k, v))
     one = bound(1.0)
     shared = one if module.heads == 1 else typical(1.0)
     xq, xk, xv = (x.size.at_least(one) for x in (q, k, v))
     logits = shared * _scale_times_width(module, q)
-    return graph.op("attention", q, k, v, slots=(logits * xk * xv, logits * xq * xv, shared), size=shared * v.size)
+    return graph.op(
+        "attention",
+        q,
+        k,
+        v,
+        slots=(logits * xk * xv, logits * xq * xv, shared),
+        size=shared * v.size,
+        features=v.features,
+    )
 
 
 def _scale_times_width(module: Attention, q: Node) -> Factor:

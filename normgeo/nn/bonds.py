@@ -157,12 +157,12 @@ def _(module: GELU, graph: Graph, x: Node) -> Node:
 
 @register(LayerNorm)
 def _(module: LayerNorm, graph: Graph, x: Node) -> Node:
-    return graph.op("layer norm", features(module, x, axis=module.axis), slots=typical(1.0), size=bound(1.0))
+    return graph.op("layer norm", features(module, graph, x, axis=module.axis), slots=typical(1.0), size=bound(1.0))
 
 
 @register(RMSNorm)
 def _(module: RMSNorm, graph: Graph, x: Node) -> Node:
-    return graph.op("rms norm", features(module, x, axis=module.axis), slots=typical(1.0), size=bound(1.0))
+    return graph.op("rms norm", features(module, graph, x, axis=module.axis), slots=typical(1.0), size=bound(1.0))
 
 
 @register(Enumerate)

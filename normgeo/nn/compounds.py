@@ -50,8 +50,8 @@ def SelfAttention(width: int, heads: int, context: int | None, *, causal: bool =
     """W · ⅓ attention(q, k, v) with q and k normalised per head and turned by position (unless context is None);
     logits are 8 times cosines.
 
-    Each of the three slots of attention has typical sensitivity 1, hence the third. (As a bound, 8 for q and k.) W
-    starts at 0.
+    Each of the three slots of attention has typical sensitivity 1, hence the third. (The bound on those of q and k would
+    be 8·√heads.) W starts at 0.
 
     >>> SelfAttention(8, 2, context=5).mass
     4.0

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from normgeo.geometry import Graph, Node, register
-from normgeo.nn.atoms import Atom, features, used
+from normgeo.nn.atoms import Atom, features, slot_of, used
 from normgeo.norms import Conv, ConvTransposed, Norm
 
 __all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
@@ -161,8 +161,18 @@ def _check_groups(module: Atom, in_channels: int, out_channels: int, groups: int
 
 
 @register(_Convolution)
+def _(module: _Convolution, graph: Graph, x: Node) -> Node:
+    return _conv(module, graph, x, Conv(module.spatial, module.groups))
+
+
 @register(_Transposed)
-def _(module: _Convolution | _Transposed, graph: Graph, x: Node) -> Node:
-    axis = -1 - module.spatial
-    x = features(module, x, module.in_channels, axis)
-    return used(module, graph, graph.op("conv", x, features=module.out_channels, axis=axis), x)
+def _(module: _Transposed, graph: Graph, x: Node) -> Node:
+    steps = each(module.stride, module.spatial)
+    return _conv(module, graph, x, ConvTransposed(module.spatial, module.groups, stride=steps))
+
+
+def _conv(module: _Convolution | _Transposed, graph: Graph, x: Node, natural: Norm) -> Node:
+    axis, slot = -1 - module.spatial, slot_of(module.norm, natural)
+    x = features(module, graph, x, module.in_channels, axis)
+    out = graph.op("conv", x, slots=slot, features=module.out_channels, axis=axis)
+    return used(module, graph, out, x, slot)

@@ -101,20 +101,20 @@ class MergeHeads(Module):
 
 @register(HeadNorm)
 def _(module: HeadNorm, graph: Graph, x: Node) -> Node:
-    return graph.op("head norm", features(module, x), slots=typical(1.0), size=bound(1.0))
+    return graph.op("head norm", features(module, graph, x), slots=typical(1.0), size=bound(1.0))
 
 
 @register(Rotary)
 def _(module: Rotary, graph: Graph, x: Node) -> Node:
-    return graph.op("rotary", features(module, x))
+    return graph.op("rotary", features(module, graph, x))
 
 
 @register(SplitHeads)
 def _(module: SplitHeads, graph: Graph, x: Node) -> Node:
-    width = (features(module, x).features or 0) // module.heads
+    width = (features(module, graph, x).features or 0) // module.heads
     return graph.op("split heads", x, slots=bound(math.sqrt(module.heads)), features=width, peak=x.peak)
 
 
 @register(MergeHeads)
 def _(module: MergeHeads, graph: Graph, x: Node) -> Node:
-    return graph.op("merge heads", features(module, x), features=0, peak=x.peak)
+    return graph.op("merge heads", features(module, graph, x), features=0, peak=x.peak)

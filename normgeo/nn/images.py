@@ -198,26 +198,26 @@ def _(module: Flatten, graph: Graph, x: Node) -> Node:
 
 @register(Tokens)
 def _(module: Tokens, graph: Graph, x: Node) -> Node:
-    return graph.op("tokens", features(module, x, axis=-1 - module.spatial), axis=-1, peak=x.peak)
+    return graph.op("tokens", features(module, graph, x, axis=-1 - module.spatial), axis=-1, peak=x.peak)
 
 
 @register(GlobalAverage)
 def _(module: GlobalAverage, graph: Graph, x: Node) -> Node:
-    return graph.op("average", features(module, x, axis=-1 - module.spatial), axis=-1, peak=x.peak)
+    return graph.op("average", features(module, graph, x, axis=-1 - module.spatial), axis=-1, peak=x.peak)
 
 
 @register(TokenAverage)
 def _(module: TokenAverage, graph: Graph, x: Node) -> Node:
-    return graph.op("average", features(module, x), peak=x.peak)
+    return graph.op("average", features(module, graph, x), peak=x.peak)
 
 
 @register(_AvgPool)
 def _(module: _AvgPool, graph: Graph, x: Node) -> Node:
-    return graph.op("average pool", features(module, x, axis=-1 - module.spatial), peak=x.peak)
+    return graph.op("average pool", features(module, graph, x, axis=-1 - module.spatial), peak=x.peak)
 
 
 @register(_MaxPool)
 def _(module: _MaxPool, graph: Graph, x: Node) -> Node:
-    x = features(module, x, axis=-1 - module.spatial)
+    x = features(module, graph, x, axis=-1 - module.spatial)
     picked = min(x.features or module.taps, module.taps)
     return graph.op("max pool", x, slots=bound(math.sqrt(picked)), peak=x.peak)

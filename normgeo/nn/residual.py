@@ -21,6 +21,8 @@ def residual(share: float, block: Module) -> Module:
     >>> list(dict(residual(0.5, Sequential(mlp=Linear(4, 4))).named_parameters()))
     ['residue.mlp.weight']
     """
+    if not 0 <= share <= 1:
+        raise ValueError(f"residual: share is what the block contributes, in [0, 1], got {share}")
     return Sum(skip=(1 - share) * Identity(), residue=share * block)
 
 

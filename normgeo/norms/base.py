@@ -127,4 +127,4 @@ def gaussian(
     device: torch.device | str | None,
 ) -> Tensor:
     dtype = _work(dtype or torch.get_default_dtype())
-    return torch.randn(*shape, generator=generator, dtype=dtype, device=device)
+    return torch.randn(tuple(shape), generator=generator, dtype=dtype, device=device)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from normgeo.linalg import Polar, PolarExpress, exponent, l2, shift, svd, svdvals
+from normgeo.linalg import Polar, PolarExpress, l2, svd
 from normgeo.norms.base import Norm, gaussian, trailing
-from normgeo.norms.vectors import rms_project, rms_unit
+from normgeo.norms.spectral import singular_values
+from normgeo.norms.vectors import rms, rms_project, rms_unit, sign, unit
 
-__all__ = ["L1ToRMS", "RMSToRMS"]
+__all__ = ["L1ToLinf", "L1ToRMS", "RMSToLinf", "RMSToRMS"]
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ class RMSToRMS(Norm):
     ndim = 2
 
     def norm(self, w: Tensor) -> Tensor:
-        return self._singular_values(w).amax(-1) / _aspect(w)
+        return singular_values(w).amax(-1) / _aspect(w)
 
     def dual_norm(self, g: Tensor) -> Tensor:
-        return self._singular_values(g).sum(-1) * _aspect(g)
+        return singular_values(g).sum(-1) * _aspect(g)
 
     def dualize(self, g: Tensor) -> Tensor:
         return (self.polar(trailing(g, 2)) * _aspect(g)).to(g.dtype)
@@ -54,12 +55,6 @@ class RMSToRMS(Norm):
         q = q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).unsqueeze(-2)  # else not uniform (Haar)
         return ((q if tall else q.mT) * _aspect(g)).to(dtype or torch.get_default_dtype())
 
-    @staticmethod
-    def _singular_values(w: Tensor) -> Tensor:  # (*b, m, n) -> (*b, min(m, n))
-        w = trailing(w, 2)
-        e = exponent(w, 2)
-        return shift(svdvals(shift(w, -e)), e.squeeze(-1))
-
 
 @dataclass(frozen=True)
 class L1ToRMS(Norm):
@@ -75,8 +70,7 @@ class L1ToRMS(Norm):
     independent = 1
 
     def norm(self, w: Tensor) -> Tensor:
-        w = trailing(w, 2)
-        return l2(w, 1).squeeze(-1).amax(-1) / math.sqrt(w.shape[-1])
+        return rms(trailing(w, 2)).squeeze(-1).amax(-1)
 
     def dual_norm(self, g: Tensor) -> Tensor:
         g = trailing(g, 2)
@@ -87,6 +81,57 @@ class L1ToRMS(Norm):
 
     def project(self, w: Tensor) -> Tensor:
         return rms_project(trailing(w, 2)).to(w.dtype)
+
+
+@dataclass(frozen=True)
+class RMSToLinf(Norm):
+    """The head of a classifier, W (classes, d), measured by its largest logit: ‖W‖ = max |Wx|∞ over RMS(x) ≤ 1
+    = √d·maxᵢ ‖wᵢ‖₂;  ‖G‖* = Σᵢ ‖gᵢ‖₂/√d;  dualize(G) = each row at ℓ2 size 1/√d. It is d times `L1ToRMS`.
+
+    >>> RMSToLinf().norm(torch.eye(4))
+    tensor(2.)
+    """
+
+    ndim = 2
+    independent = 1
+
+    def norm(self, w: Tensor) -> Tensor:
+        w = trailing(w, 2)
+        return l2(w, 1).squeeze(-1).amax(-1) * math.sqrt(w.shape[-1])
+
+    def dual_norm(self, g: Tensor) -> Tensor:
+        g = trailing(g, 2)
+        return l2(g, 1).squeeze(-1).sum(-1) / math.sqrt(g.shape[-1])
+
+    def dualize(self, g: Tensor) -> Tensor:
+        return (unit(trailing(g, 2), 1) / math.sqrt(g.shape[-1])).to(g.dtype)
+
+    def project(self, w: Tensor) -> Tensor:
+        x = trailing(w, 2)
+        return (x / (l2(x, 1) * math.sqrt(x.shape[-1])).clamp_min(1)).to(w.dtype)
+
+
+@dataclass(frozen=True)
+class L1ToLinf(Norm):
+    """‖W‖ = max |Wx|∞ over ‖x‖₁ ≤ 1 = max|wᵢⱼ|;  ‖G‖* = Σ|gᵢⱼ|;  dualize(G) = sign(G). The norm behind sign descent.
+
+    >>> L1ToLinf().dualize(torch.tensor([[0.5, -2.0]]))
+    tensor([[ 1., -1.]])
+    """
+
+    ndim = 2
+
+    def norm(self, w: Tensor) -> Tensor:
+        return trailing(w, 2).abs().amax((-2, -1))
+
+    def dual_norm(self, g: Tensor) -> Tensor:
+        return trailing(g, 2).abs().sum((-2, -1))
+
+    def dualize(self, g: Tensor) -> Tensor:
+        return sign(trailing(g, 2)).to(g.dtype)
+
+    def project(self, w: Tensor) -> Tensor:
+        return trailing(w, 2).clamp(-1, 1).to(w.dtype)
 
 
 def _aspect(w: Tensor) -> float:

@@ -8,20 +8,110 @@ from torch import Tensor
 
 from normgeo.linalg import exponent, l2, shift
 from normgeo.norms.base import Norm, trailing
+from normgeo.norms.gauges import simplex_cap
 
-__all__ = ["RMS", "Linf", "rms_project", "rms_unit"]
+__all__ = ["L1", "L2", "RMS", "Absolute", "Linf", "rms", "rms_project", "rms_unit", "sign", "unit"]
+
+
+def unit(g: Tensor, ndim: int) -> Tensor:  # (*b, *d) -> (*b, *d)
+    """g / ‖g‖₂ over the last `ndim` axes, and 0 for 0. Exact under powers of two, denormals included."""
+    x = shift(g, -exponent(g, ndim))
+    # A nonzero x now has ‖x‖₂ ≥ 1/2, so the clamp only meets x = 0.
+    return x / torch.linalg.vector_norm(x, dim=tuple(range(-ndim, 0)), keepdim=True).clamp_min(0.25)
+
+
+def sign(x: Tensor) -> Tensor:
+    """-1, 0 or 1, and NaN for NaN and Inf, which torch's own sign would hide."""
+    return x.sign() + 0 * x
 
 
 def rms_unit(g: Tensor) -> Tensor:  # (*b, d) -> (*b, d)
-    """g / RMS(g), and 0 for 0. Exact under powers of two, denormals included."""
-    x = shift(g, -exponent(g, 1))
-    # A nonzero x now has ‖x‖₂ ≥ 1/2, so the clamp only meets x = 0.
-    return x * (math.sqrt(g.shape[-1]) / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(0.25))
+    """g / RMS(g), and 0 for 0."""
+    return unit(g, 1) * math.sqrt(g.shape[-1])
+
+
+def rms(w: Tensor) -> Tensor:  # (*b, d) -> (*b, 1)
+    """RMS(w), without the detour over ‖w‖₂ = √d·RMS(w), which can overflow."""
+    e = exponent(w, 1)
+    return shift(l2(shift(w, -e), 1) / math.sqrt(w.shape[-1]), e)
 
 
 def rms_project(w: Tensor) -> Tensor:  # (*b, d) -> (*b, d)
     """w / max(1, RMS(w))."""
-    return w / (l2(w, 1) / math.sqrt(w.shape[-1])).clamp_min(1)
+    return w / rms(w).clamp_min(1)
+
+
+@dataclass(frozen=True)
+class Absolute(Norm):
+    """A scalar: ‖w‖ = |w|, its own dual; dualize(g) = sign(g).
+
+    >>> Absolute().norm(torch.tensor(-3.0))
+    tensor(3.)
+    """
+
+    ndim = 0
+
+    def norm(self, w: Tensor) -> Tensor:
+        return trailing(w, 0).abs()
+
+    def dual_norm(self, g: Tensor) -> Tensor:
+        return trailing(g, 0).abs()
+
+    def dualize(self, g: Tensor) -> Tensor:
+        return sign(trailing(g, 0)).to(g.dtype)
+
+    def project(self, w: Tensor) -> Tensor:
+        return trailing(w, 0).clamp(-1, 1).to(w.dtype)
+
+
+@dataclass(frozen=True)
+class L1(Norm):
+    """‖w‖ = Σ|wᵢ|;  ‖g‖* = max|gᵢ|;  dualize(g) = the signs of the largest entries, shared equally among ties.
+
+    >>> L1().dualize(torch.tensor([1.0, -3.0, 3.0]))
+    tensor([ 0.0000, -0.5000,  0.5000])
+    """
+
+    ndim = 1
+
+    def norm(self, w: Tensor) -> Tensor:
+        return trailing(w, 1).abs().sum(-1)
+
+    def dual_norm(self, g: Tensor) -> Tensor:
+        return trailing(g, 1).abs().amax(-1)
+
+    def dualize(self, g: Tensor) -> Tensor:
+        x = trailing(g, 1)
+        largest = x.abs() == x.abs().amax(-1, keepdim=True)
+        return (largest * sign(x) / largest.sum(-1, keepdim=True).clamp_min(1)).to(g.dtype)
+
+    def project(self, w: Tensor) -> Tensor:
+        x = trailing(w, 1)
+        return (x.sign() * simplex_cap(x.abs())).to(w.dtype)
+
+
+@dataclass(frozen=True)
+class L2(Norm):
+    """‖w‖ = √Σ wᵢ², its own dual; dualize(g) = g/‖g‖₂.
+
+    >>> L2().dualize(torch.tensor([3.0, 4.0]))
+    tensor([0.6000, 0.8000])
+    """
+
+    ndim = 1
+
+    def norm(self, w: Tensor) -> Tensor:
+        return l2(trailing(w, 1), 1).squeeze(-1)
+
+    def dual_norm(self, g: Tensor) -> Tensor:
+        return self.norm(g)
+
+    def dualize(self, g: Tensor) -> Tensor:
+        return unit(trailing(g, 1), 1).to(g.dtype)
+
+    def project(self, w: Tensor) -> Tensor:
+        x = trailing(w, 1)
+        return (x / l2(x, 1).clamp_min(1)).to(w.dtype)
 
 
 @dataclass(frozen=True)
@@ -35,8 +125,7 @@ class RMS(Norm):
     ndim = 1
 
     def norm(self, w: Tensor) -> Tensor:
-        w = trailing(w, 1)
-        return l2(w, 1).squeeze(-1) / math.sqrt(w.shape[-1])
+        return rms(trailing(w, 1)).squeeze(-1)
 
     def dual_norm(self, g: Tensor) -> Tensor:
         g = trailing(g, 1)
@@ -66,7 +155,7 @@ class Linf(Norm):
         return trailing(g, 1).abs().sum(-1)
 
     def dualize(self, g: Tensor) -> Tensor:
-        return trailing(g, 1).sign().to(g.dtype)
+        return sign(trailing(g, 1)).to(g.dtype)
 
     def project(self, w: Tensor) -> Tensor:
         return trailing(w, 1).clamp(-1, 1).to(w.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from itertools import chain
 from typing import Any
 
@@ -23,12 +23,17 @@ __all__ = ["compare", "keep_dtypes", "structure", "tell_numbers"]
 def structure(parts: Parts, leaves: Sequence[Leaf]) -> dict[str, dict[str, str]]:
     """A group in words. How a polar factor is computed is not part of the structure, so precision may change."""
     return {
-        "parts": {field.name: repr(getattr(parts, field.name)) for field in fields(parts)},
+        "parts": {field.name: _words(getattr(parts, field.name)) for field in fields(parts)},
         "leaves": {
-            leaf.name: f"{leaf.role}, {with_polar(leaf.norm, SVD())}, view {leaf.view or 'none'}, {leaf.shape}"
+            leaf.name: f"{leaf.role}, {_words(with_polar(leaf.norm, SVD()))}, view {leaf.view or 'none'}, {leaf.shape}"
             for leaf in leaves
         },
     }
+
+
+def _words(value: object) -> str:
+    """A value as text, without the address that a class with no repr of its own would show."""
+    return repr(value) if is_dataclass(value) or value is None else f"{type(value).__qualname__}(...)"
 
 
 def compare(mine: Sequence[dict[str, Any]], saved: Sequence[dict[str, Any] | None]) -> None:

@@ -11,9 +11,9 @@ from torch.nn import Parameter
 
 from normgeo.optim.stack import Parts, Stack
 
-__all__ = ["Graph", "evaluate", "hessian_vector_product"]
+__all__ = ["Grads", "evaluate", "hessian_vector_product"]
 
-Graph = dict[Parameter, Tensor]
+Grads = dict[Parameter, Tensor]
 """gradients that can be differentiated again"""
 
 
@@ -22,7 +22,7 @@ def evaluate(
     parts: Sequence[Parts],
     parameters: Callable[[], list[Parameter]],
     count: Callable[[], int],
-) -> tuple[Any, Graph | None]:
+) -> tuple[Any, Grads | None]:
     """The loss of a step and, when some part wants Hessian-vector products in it, the graph of the gradients.
 
     A closure calls backward itself, as everywhere in torch, unless a part needs "hvp": then it only returns the loss.
@@ -42,7 +42,7 @@ def evaluate(
 
 def _differentiate(
     loss: Any, parameters: list[Parameter], periods: list[int], count: int
-) -> tuple[Tensor, Graph | None]:
+) -> tuple[Tensor, Grads | None]:
     if not (isinstance(loss, Tensor) and loss.requires_grad):
         raise ValueError("Hessian-vector products need a closure that returns the loss with its graph")
     due = any(count % period == 0 for period in periods)
@@ -59,7 +59,7 @@ def _differentiate(
     return loss.detach(), graph
 
 
-def hessian_vector_product(stack: Stack, graph: Graph) -> Callable[[Tensor], Tensor]:
+def hessian_vector_product(stack: Stack, graph: Grads) -> Callable[[Tensor], Tensor]:
     """V (n, *shape) ↦ H V, H the block of the Hessian that belongs to the leaves of the stack."""
 
     def product(V: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ class Guard:
 
 def _finite(grads: list[Tensor]) -> Tensor:  # -> (p,) bool on the device of the first
     largest: list[Tensor] = list(torch._foreach_norm(grads, ord=float("inf")))  # NaN propagates, Inf stays
-    return torch.isfinite(torch.stack([size.to(grads[0].device, torch.float32) for size in largest]))
+    return torch.stack([size.isfinite().to(grads[0].device) for size in largest])
 
 
 def _fetch(finite: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

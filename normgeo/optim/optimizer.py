@@ -39,7 +39,7 @@ SUPPLIED = {"loss", "hvp", "moves", "updates"}
 
 
 @dataclass
-class Bound:
+class Ready:
     """A parameter group made ready: its stacks, and the tensors that it has once."""
 
     parts: Parts
@@ -55,8 +55,9 @@ class Optimizer(torch.optim.Optimizer):
 
     Made by `plan.optimizer(model, ...)`. `params` are parameter groups, each with "params" and, in the same order, their
     "leaves" (a tuple for each parameter); a group may have its own lr, rule, direction, step, iterate and constraint, or
-    decay=x for constraint=Decay(x). With one group, lr is the largest change (RMS) of the network's output that a step
-    may cause to first order, if the plan's factors are bounds; with several, the sum of (m_group/M)·lr_group is.
+    decay=x for constraint=Decay(x), as the optimizer itself may. With one group, lr is the largest change (RMS) of the
+    network's output that a step may cause to first order, if the plan's factors are bounds; with several, the sum of
+    (m_group/M)·lr_group is.
 
     With a part that needs "hvp" the closure returns the loss and does not call backward().
 
@@ -77,10 +78,13 @@ class Optimizer(torch.optim.Optimizer):
         step: StepSize | None = None,
         iterate: Iterate | None = None,
         constraint: Constraint | None = None,
+        decay: float | None = None,
         nonfinite: Policy = "skip",
     ) -> None:
+        if decay is not None:
+            constraint = _decay(decay, constraint)
         self._leaves: dict[Parameter, tuple[Leaf, ...]] = {}
-        self._bound: list[Bound] | None = None
+        self._bound: list[Ready] | None = None
         self._signature: tuple[Any, ...] = ()
         self._guard = Guard(nonfinite)
         self.parts: list[Parts] = []
@@ -111,9 +115,7 @@ class Optimizer(torch.optim.Optimizer):
         if unknown := sorted(set(group) - OPTIONS):
             raise ValueError(f"unknown option {unknown[0]!r} in a parameter group; known are {sorted(OPTIONS)}")
         if (decay := group.pop("decay", None)) is not None:
-            if "constraint" in group:
-                raise ValueError("a group takes decay= or constraint=, not both; write constraint=Decay(strength)")
-            group["constraint"] = Decay(decay)
+            group["constraint"] = _decay(decay, group.get("constraint"))
         parts = replace(self._default_parts, **{name: group.pop(name) for name in KINDS if name in group})
         _check(parts, group.get("lr", self.defaults["lr"]))
         for parameter, its in zip(group["params"], leaves, strict=True):
@@ -140,23 +142,27 @@ class Optimizer(torch.optim.Optimizer):
         loss, graph = evaluate(closure, self.parts, self._trainable, lambda: int(groups[0].count))
         verdict = self._examine(groups)
         if verdict.step:
-            for group, bound in zip(self.param_groups, groups, strict=True):
-                self._advance(group, bound, verdict, loss, graph)
+            for group, ready in zip(self.param_groups, groups, strict=True):
+                self._advance(group, ready, verdict, loss, graph)
         return loss
 
     def _advance(
-        self, group: dict[str, Any], bound: Bound, verdict: Verdict, loss: Any, graph: dict[Parameter, Tensor] | None
+        self, group: dict[str, Any], ready: Ready, verdict: Verdict, loss: Any, graph: dict[Parameter, Tensor] | None
     ) -> None:
-        active = [i for i, stack in enumerate(bound.stacks) if any(stack.present())]
+        lr = group["lr"]
+        if not isinstance(lr, Tensor):  # looking into a tensor would wait for its device
+            _check_lr(lr)
+            group["base_lr"] = group["base_lr"] or lr
+        active = [i for i, stack in enumerate(ready.stacks) if any(stack.present())]
         if not active:
             return
-        step = bound.parts.step
-        stacks = [bound.stacks[i] for i in active]
-        living = [alive(stack, verdict, bound.indices[i]) for i, stack in zip(active, stacks, strict=True)]
+        step = ready.parts.step
+        stacks = [ready.stacks[i] for i in active]
+        living = [alive(stack, verdict, ready.indices[i]) for i, stack in zip(active, stacks, strict=True)]
         before = [None if a is None else stack.snapshot() for a, stack in zip(living, stacks, strict=True)]
-        shared_before = {name: tensor.clone() for name, tensor in bound.shared.items()}
-        stats = Stats(bound.count, torch.as_tensor(loss).detach() if "loss" in step.needs else None)
-        state = StepState(dict(bound.shared), [stack.state["step"] for stack in stacks])
+        shared_before = {name: tensor.clone() for name, tensor in ready.shared.items()}
+        stats = Stats(ready.count, torch.as_tensor(loss).detach() if "loss" in step.needs else None)
+        state = StepState(dict(ready.shared), [stack.state["step"] for stack in stacks])
 
         # Lazily: one stack at a time, unless the step size has to see all directions before it decides.
         moves: Iterable[Move] = (direct(s, a, stats, graph) for s, a in zip(stacks, living, strict=True))
@@ -169,28 +175,28 @@ class Optimizer(torch.optim.Optimizer):
         step.follow(stats.moves, state)
         for stack, was, a in zip(stacks, before, living, strict=True):
             stack.commit(was, a)
-        self._commit_shared(bound, state, shared_before, verdict)
+        self._commit_shared(ready, state, shared_before, verdict)
 
-    def _commit_shared(self, bound: Bound, state: StepState, before: dict[str, Tensor], verdict: Verdict) -> None:
+    def _commit_shared(self, ready: Ready, state: StepState, before: dict[str, Tensor], verdict: Verdict) -> None:
         together = verdict.finite if verdict.together else None
-        ok = None if together is None else together.all().to(bound.count.device)
-        for name, buffer in bound.shared.items():
+        ok = None if together is None else together.all().to(ready.count.device)
+        for name, buffer in ready.shared.items():
             new = state.shared[name].to(buffer)
             buffer.copy_(new if ok is None else torch.where(ok, new, before[name]))
-        bound.count.add_(1 if ok is None else ok)
+        ready.count.add_(1 if ok is None else ok)
 
-    def _examine(self, groups: list[Bound]) -> Verdict:
+    def _examine(self, groups: list[Ready]) -> Verdict:
         """Look for NaN and Inf, and tell each stack where its parameters are in the verdict."""
         position: dict[Parameter, int] = {}
-        for bound in groups:
-            for stack in bound.stacks:
+        for ready in groups:
+            for stack in ready.stacks:
                 for p in stack.params:
                     if p.grad is not None and p not in position:
                         if p.grad.is_sparse:
                             name = self._leaves[p][0].parameter
                             raise ValueError(f"the gradient of {name} is sparse; use Embedding(..., sparse=False)")
                         position[p] = len(position)
-            bound.indices = [[position.get(p, 0) for p in stack.params] for stack in bound.stacks]
+            ready.indices = [[position.get(p, 0) for p in stack.params] for stack in ready.stacks]
         names = [self._leaves[p][0].parameter for p in position]
         return self._guard(names, [p.grad for p in position if p.grad is not None])
 
@@ -199,34 +205,36 @@ class Optimizer(torch.optim.Optimizer):
 
     # ---- stacks
 
-    def _ready(self) -> list[Bound]:
+    def _ready(self) -> list[Ready]:
         """The stacks of each group; made anew when parameters were frozen, unfrozen, moved, cast, added or loaded."""
         params = [p for group in self.param_groups for p in group["params"]]
         signature = tuple((p.requires_grad, p.dtype, p.device) for p in params)
         if self._bound is None or signature != self._signature:
             self._bound = [self._bind(*both) for both in zip(self.param_groups, self.parts, strict=True)]
-            stacks = [stack for bound in self._bound for stack in bound.stacks]
+            stacks = [stack for ready in self._bound for stack in ready.stacks]
             total = float(sum(float(stack.numbers["mass"].sum()) for stack in stacks))
             for stack in stacks:
                 stack.set_radii(total)
             self._signature = signature
         return self._bound
 
-    def _bind(self, group: dict[str, Any], parts: Parts) -> Bound:
+    def _bind(self, group: dict[str, Any], parts: Parts) -> Ready:
         params = [p for p in group["params"] if p.requires_grad]
         entries = [(p, leaf) for p in params for leaf in self._leaves[p]]
         stacks = [Stack(these, parts, self.state) for these in group_leaves(entries)]
         device = params[0].device if params else torch.device("cpu")
-        numbers = {"step": torch.zeros((), device=device)}
+        numbers = {"step": torch.zeros((), dtype=torch.float32, device=device)}
         for name, start in parts.step.init_shared().items():
             numbers[f"shared.{name}"] = torch.tensor(float(start), dtype=torch.float64, device=device)
+        # Parameters that were frozen for a while have fallen behind: the group goes on from the one that is furthest.
+        started = [self.state[p] for p in group["params"] if "step" in self.state.get(p, {})]
+        furthest: dict[str, Tensor] = max(started, key=lambda state: float(state["step"]), default={})
         for key, tensor in numbers.items():
-            saved = next((self.state[p][key] for p in params if key in self.state[p]), tensor)
-            tensor.copy_(saved)
+            tensor.copy_(furthest.get(key, tensor))
             for p in params:
                 self.state[p][key] = tensor
         shared = {key.removeprefix("shared."): numbers[key] for key in numbers if key != "step"}
-        return Bound(parts, stacks, [], numbers["step"], shared)
+        return Ready(parts, stacks, [], numbers["step"], shared)
 
     # ---- checkpoints
 
@@ -278,7 +286,7 @@ class Optimizer(torch.optim.Optimizer):
         ...     pass  # evaluate the model here
         """
         with torch.no_grad():
-            stacks = [stack for bound in self._ready() for stack in bound.stacks]
+            stacks = [stack for ready in self._ready() for stack in ready.stacks]
             training = [stack.weights() for stack in stacks]
             for stack, W in zip(stacks, training, strict=True):
                 stack.write(stack.iterate.average(W, stack.state["iterate"]), [True] * len(stack))
@@ -296,10 +304,10 @@ class Optimizer(torch.optim.Optimizer):
         >>> import normgeo as ng
         >>> model = ng.nn.MLP(8, 16, 4)
         >>> print(ng.optimizer(model).describe().splitlines()[1])
-        0.weight  linear  0.2  0.3333  0      has had no gradient
+        0.weight  linear  0.2  0.3333  0      no gradient yet, or steps too small for its dtype
         """
         live: dict[Leaf, tuple[float, int]] = {}
-        for stack in (stack for bound in self._ready() for stack in bound.stacks):
+        for stack in (stack for ready in self._ready() for stack in ready.stacks):
             radii, moves = stack.radius.flatten().tolist(), stack.numbers["moved"].tolist()
             live.update(zip(stack.leaves, zip(radii, map(int, moves), strict=True), strict=True))
         still = dict(self.still())
@@ -307,15 +315,25 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for leaf in self._group_leaves(group):
                 radius, moved = live.get(leaf, (0.0, 0))
-                why = still.get(leaf.name, "" if moved else "has had no gradient")
+                why = still.get(leaf.name, "" if moved else "no gradient yet, or steps too small for its dtype")
                 rows.append((leaf.name, leaf.role, f"{float(group['lr']):g}", f"{radius:.4g}", str(moved), why))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
+def _decay(strength: float, constraint: Constraint | None) -> Decay:
+    if constraint is not None:
+        raise ValueError("decay= and constraint= are one setting; write constraint=Decay(strength) or decay=strength")
+    return Decay(strength)
+
+
+def _check_lr(lr: float) -> None:
+    if not (math.isfinite(lr) and lr >= 0):
+        raise ValueError(f"lr must be a finite number ≥ 0, got {lr}")
+
+
 def _check(parts: Parts, lr: float | Tensor) -> None:
-    if not (math.isfinite(float(lr)) and float(lr) >= 0):
-        raise ValueError(f"lr must be a finite number ≥ 0, got {float(lr)}")
+    _check_lr(float(lr))
     for name, kind in KINDS.items():
         part = getattr(parts, name)
         if part is None and name == "direction":

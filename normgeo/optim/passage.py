@@ -45,13 +45,16 @@ def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_upda
     new = stack.iterate.write(old, move.radius * move.D, rate.eta, stack.state["iterate"])
     new = stack.constraint.retract(new, old, rate, stack.state["constraint"])
     moving = rate.eta != 0
+    if not stack.all_may_move:
+        moving = moving & (stack.radius > 0)  # a leaf of mass 0 is not moved by its constraint either
     if living is not None:
         moving = moving & living.to(stack.device).reshape(stack.radius.shape)
     # On an accelerator nobody knows yet whether all move, and asking would wait.
-    if living is not None or old.device.type != "cpu" or not bool(moving.all()):
+    if old.device.type != "cpu" or not bool(moving.all()):
         new = torch.where(moving, new, old)
     stack.write(new, stack.present())
-    stack.numbers["moved"] += (new != old).flatten(1).any(1)
+    written = new.to(stack.params[0].dtype)  # 16-bit weights may round a small step away
+    stack.numbers["moved"] += (written != old).flatten(1).any(1)
     if keep_update:
         move.update = new - old
 
@@ -61,5 +64,5 @@ def rate(group: dict[str, Any], factor: Tensor, move: Move) -> Rate:
     factor = factor.to(move.W)
     if factor.ndim:
         factor = factor.reshape(move.radius.shape)
-    eta, base = group["lr"] * factor, group["base_lr"]
-    return Rate(eta, eta / base if base else eta)
+    eta = group["lr"] * factor
+    return Rate(eta, eta / group["base_lr"] if group["base_lr"] else torch.zeros_like(eta))

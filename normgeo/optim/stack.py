@@ -56,7 +56,7 @@ class Stack:
         self.dtype = torch.float32 if first.dtype in (torch.bfloat16, torch.float16) else first.dtype
         self.device = first.device
         self._bind(store)
-        self.radius = torch.empty(0)
+        self.radius, self.all_may_move = torch.empty(0), True
 
     def __len__(self) -> int:
         return len(self.leaves)
@@ -91,6 +91,7 @@ class Stack:
         radii = self.numbers["mass"] / total_mass * self.numbers["reach"] if total_mass else self.numbers["mass"] * 0
         shape = (len(self),) + (1,) * len(self.leaves[0].shape)
         self.radius = radii.to(self.device, self.dtype).reshape(shape)
+        self.all_may_move = bool((radii > 0).all())
 
     def snapshot(self) -> dict[str, State]:
         return {part: {k: v.clone() for k, v in state.items()} for part, state in self.state.items()}
@@ -116,7 +117,7 @@ class Stack:
         numbers: State = {
             "mass": torch.tensor([leaf.mass for leaf in self.leaves], dtype=torch.float64),
             "reach": torch.tensor([leaf.reach for leaf in self.leaves], dtype=torch.float64),
-            "moved": torch.zeros(len(self), device=self.device),
+            "moved": torch.zeros(len(self), dtype=torch.float32, device=self.device),
         }
         self.state: dict[str, State] = {
             "rule": self.rule.init(W, self.norm.independent),

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from normgeo.geometry import Factor, GeometryError, Graph, Leaf, Node, Use, bound, trace
+from normgeo.geometry import Factor, GeometryError, Graph, Leaf, Node, Use, bound, trace, unwrapped
 from normgeo.norms import Norm
 from normgeo.optim import Optimizer
-from normgeo.plan.names import named_parameters, unwrap
+from normgeo.plan.names import named_parameters, some
 from normgeo.plan.patterns import overrides
 from normgeo.plan.plan import Plan
 
@@ -46,13 +46,30 @@ def compile(
     """
     if sensitivity != "declared":
         raise ValueError(f'sensitivity={sensitivity!r} is not known here; write sensitivity="declared"')
-    inner = unwrap(model)
+    sizes = _sizes(unwrapped(model), example_inputs)
+    return _compile(model, sizes=sizes, masses=masses, norms=norms, radii=radii, strict=strict)
+
+
+def _compile(
+    model: nn.Module,
+    *,
+    sizes: list[Factor],
+    masses: Mapping[str, float] | None,
+    norms: Mapping[str, Norm] | None,
+    radii: Mapping[str, float] | None,
+    strict: bool,
+) -> Plan:
+    inner = unwrapped(model)
     parameters = named_parameters(inner)
     if not parameters:
         raise GeometryError(f"{type(inner).__name__} has no parameters, so there is nothing to optimize")
-    graph, output = _record(inner, _tried(inner, example_inputs))
-    leaves = _with_radii(_override(_leaves(graph, output, parameters), masses, norms, strict), radii)
-    again = functools.partial(compile, sensitivity=sensitivity, masses=masses, norms=norms, radii=radii, strict=strict)
+    graph, output = _record(inner, sizes)
+    leaves = _with_radii(_with_masses(_leaves(graph, output, parameters, norms), masses), radii)
+    if strict and (unknown := [leaf.name for leaf in leaves if leaf.known == "assumed"]):
+        raise GeometryError(
+            f"{some(unknown)}: the sensitivity is assumed; register the modules behind it or drop strict=True"
+        )
+    again = functools.partial(_compile, sizes=sizes, masses=masses, norms=norms, radii=radii, strict=strict)
     return Plan(tuple(leaves), {name: weakref.ref(p) for name, p in parameters.items()}, again)
 
 
@@ -68,13 +85,13 @@ def optimizer(model: nn.Module, example_inputs: Sequence[Any] | None = None, **o
 
 def output_axis(model: nn.Module, inputs: Sequence[Any]) -> int:
     """The axis of the features of what the model gives, counted from the end: the last if nobody has said otherwise."""
-    return _record(unwrap(model), tuple(inputs))[1].layout.axis or -1
+    return _record(unwrapped(model), [bound(1.0)] * len(inputs))[1].layout.axis or -1
 
 
-def _tried(model: nn.Module, example_inputs: Sequence[Any] | None) -> Sequence[Any] | None:
-    """The inputs, after a trial run of the model in evaluation mode that leaves no trace."""
+def _sizes(model: nn.Module, example_inputs: Sequence[Any] | None) -> list[Factor]:
+    """How large each input is, after a trial run of the model in evaluation mode that leaves no trace."""
     if example_inputs is None:
-        return None
+        return [bound(1.0)]
     if isinstance(example_inputs, Tensor):
         raise TypeError("example_inputs is a tuple of the model's arguments; write example_inputs=(x,)")
     modes = {module: module.training for module in model.modules()}
@@ -87,28 +104,23 @@ def _tried(model: nn.Module, example_inputs: Sequence[Any] | None) -> Sequence[A
     finally:
         for module, training in modes.items():
             module.training = training
-    return example_inputs
+    # Sizes need the axis of the features, and the graph says which one that is.
+    graph, _ = _record(model, [bound(1.0)] * len(example_inputs))
+    return [_size(x, node.layout.axis or -1) for x, node in zip(example_inputs, graph.nodes, strict=False)]
 
 
 def _size(x: Any, axis: int) -> Factor:
     if not (isinstance(x, Tensor) and x.is_floating_point()):
         return bound(1.0)
-    return bound(max(1.0, float(x.detach().float().square().mean(axis).sqrt().max())))
+    largest = float(x.detach().float().square().mean(axis).sqrt().max())
+    if not math.isfinite(largest):
+        raise ValueError("example_inputs contain NaN or Inf; give inputs as they come in training")
+    return bound(max(1.0, largest))
 
 
-def _record(model: nn.Module, inputs: Sequence[Any] | None) -> tuple[Graph, Node]:
-    """Once to learn on which axis each input has its features, and then with the sizes that they have there."""
-    count = 1 if inputs is None else len(inputs)
-    graph, output = _traced(model, [bound(1.0)] * count)
-    if inputs is None:
-        return graph, output
-    axes = [node.layout.axis or -1 for node in graph.nodes[:count]]
-    return _traced(model, [_size(x, axis) for x, axis in zip(inputs, axes, strict=True)])
-
-
-def _traced(model: nn.Module, sizes: Sequence[Factor]) -> tuple[Graph, Node]:
+def _record(model: nn.Module, sizes: list[Factor]) -> tuple[Graph, Node]:
     graph = Graph()
-    output = trace(model, graph, *[graph.input(size) for size in sizes])
+    output = trace(model, graph, *(graph.input(size) for size in sizes))
     if not isinstance(output, Node):
         raise GeometryError(
             f"the model gives {len(output)} tensors; end it with a module that gives one, such as Add()"
@@ -116,83 +128,75 @@ def _traced(model: nn.Module, sizes: Sequence[Factor]) -> tuple[Graph, Node]:
     return graph, output
 
 
-def _leaves(graph: Graph, output: Node, parameters: Mapping[str, Parameter]) -> list[Leaf]:
+def _leaves(
+    graph: Graph, output: Node, parameters: Mapping[str, Parameter], norms: Mapping[str, Norm] | None
+) -> list[Leaf]:
     """One leaf per parameter, or per block of one, in the order of the parameters; its uses add."""
     mu = graph.sensitivities(output)
     uses: dict[tuple[int, str], list[Use]] = {}
     for use in graph.uses:
         uses.setdefault((id(use.parameter), use.block), []).append(use)
-    leaves = []
+    if foreign := {key for key, _ in uses} - {id(p) for p in parameters.values()}:
+        raise GeometryError(
+            f"{len(foreign)} parameters are used but do not belong to the model; assign them to a module"
+        )
+    found: dict[str, tuple[str, Parameter, list[Use]]] = {}
     for name, parameter in parameters.items():
-        mine = [(block, each) for (key, block), each in uses.items() if key == id(parameter)]
+        mine = {block: each for (key, block), each in uses.items() if key == id(parameter)}
         if not mine:
             raise GeometryError(
                 f"parameter {name} has no geometry: no registered module uses it. If it belongs to a module of yours, "
                 f"call graph.use(module.{name.rsplit('.', 1)[-1]}, node, role=..., norm=...) in its registered function"
             )
-        for block, each in mine:
-            leaves.append(_leaf(name, parameter, block, each, [mu[use.node] for use in each]))
-    if foreign := {key for key, _ in uses} - {id(p) for p in parameters.values()}:
-        raise GeometryError(
-            f"{len(foreign)} parameters are used but do not belong to the model; assign them to a module"
-        )
-    return leaves
+        found |= {f"{name}[{block}]" if block else name: (name, parameter, each) for block, each in mine.items()}
+    given = overrides("norms", norms, list(found))
+    return [
+        _leaf(leaf, name, parameter, each, [mu[use.node] for use in each], given.get(leaf))
+        for leaf, (name, parameter, each) in found.items()
+    ]
 
 
-def _leaf(name: str, parameter: Parameter, block: str, uses: Sequence[Use], mus: Sequence[Factor]) -> Leaf:
+def _leaf(
+    leaf: str, name: str, parameter: Parameter, uses: Sequence[Use], mus: Sequence[Factor], given: Norm | None
+) -> Leaf:
     first = uses[0]
-    name_of_leaf = f"{name}[{block}]" if block else name
-    if any((use.norm, use.view) != (first.norm, first.view) for use in uses):
+    if any(use.view != first.view for use in uses) or (given is None and any(use.norm != first.norm for use in uses)):
         roles = " and ".join(use.role for use in uses)
-        raise GeometryError(
-            f"{name_of_leaf} is used as {roles} in different norms; give it one: norms={{{name!r}: ...}}"
-        )
+        raise GeometryError(f"{leaf} is used as {roles} in different norms; give it one: norms={{{leaf!r}: ...}}")
     x = functools.reduce(Factor.at_least, (use.input_norm for use in uses))
     reach = functools.reduce(Factor.__add__, (use.input_norm * mu for use, mu in zip(uses, mus, strict=True)))
     if reach.value == 0:
         raise GeometryError(
-            f"{name_of_leaf} does not reach the output (its sensitivity is 0), so no radius bounds it; "
+            f"{leaf} does not reach the output (its sensitivity is 0), so no radius bounds it; "
             f"remove it, freeze it outside the model, or replace the factor 0 behind it"
         )
-    shape = tuple((parameter if first.view is None else first.view.read(parameter.detach())).shape)
-    if len(shape) != first.norm.ndim:
-        raise GeometryError(
-            f"{name_of_leaf} has shape {shape}, but {first.norm} is a norm on {first.norm.ndim} axes; give it a view"
-        )
+    norm, shape = given or first.norm, tuple(first.seen().shape)
+    as_declared = all(use.norm == norm for use in uses)
+    if len(shape) != norm.ndim:
+        raise GeometryError(f"{leaf} has shape {shape}, but {norm} is for {norm.ndim} axes; give it a view or a norm")
     return Leaf(
-        name=name_of_leaf,
+        name=leaf,
         parameter=name,
         shape=shape,
         role=first.role,
-        norm=first.norm,
-        mass=first.mass,
+        norm=norm,
+        mass=max(use.mass for use in uses),
         input_norm=x.value,
         sensitivity=reach.value / x.value,
-        known=reach.known,
+        # What a module declares holds for the norm that it declares it in.
+        known=reach.known if as_declared or reach.known == "assumed" else "typical",
+        source="declared" if as_declared else "norm given",
         view=first.view,
         trainable=parameter.requires_grad,
     )
 
 
-def _override(
-    leaves: Sequence[Leaf], masses: Mapping[str, float] | None, norms: Mapping[str, Norm] | None, strict: bool
-) -> list[Leaf]:
-    names = [leaf.name for leaf in leaves]
-    mass, norm = overrides("masses", masses, names), overrides("norms", norms, names)
-    out = []
-    for leaf in leaves:
-        if strict and leaf.known == "assumed":
-            raise GeometryError(
-                f"{leaf.name}: its sensitivity is assumed; register the modules behind it or drop strict=True"
-            )
-        m = mass.get(leaf.name, leaf.mass)
+def _with_masses(leaves: Sequence[Leaf], masses: Mapping[str, float] | None) -> list[Leaf]:
+    given = overrides("masses", masses, [leaf.name for leaf in leaves])
+    for name, m in given.items():
         if not (math.isfinite(m) and m >= 0):
-            raise ValueError(f"masses: the mass of {leaf.name} must be a finite number ≥ 0, got {m}")
-        n = norm.get(leaf.name, leaf.norm)
-        if n.ndim != len(leaf.shape):
-            raise ValueError(f"norms: {n} is for {n.ndim} axes, {leaf.name} has shape {leaf.shape}")
-        out.append(dataclasses.replace(leaf, mass=m, norm=n))
-    return out
+            raise ValueError(f"masses: the mass of {name} must be a finite number ≥ 0, got {m}")
+    return [dataclasses.replace(leaf, mass=given.get(leaf.name, leaf.mass)) for leaf in leaves]
 
 
 def _with_radii(leaves: Sequence[Leaf], radii: Mapping[str, float] | None) -> list[Leaf]:
@@ -208,6 +212,7 @@ def _with_radii(leaves: Sequence[Leaf], radii: Mapping[str, float] | None) -> li
                 raise ValueError(
                     f"radii: {leaf.name} needs a finite radius > 0 and a mass > 0; for no movement use masses"
                 )
-            leaf = dataclasses.replace(leaf, sensitivity=share / (radius * leaf.input_norm), source="given")
+            mu = share / (radius * leaf.input_norm)
+            leaf = dataclasses.replace(leaf, sensitivity=mu, source="radius given", known="typical")
         out.append(dataclasses.replace(leaf, radius=share * leaf.reach))
     return out

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 from torch.nn import Parameter
 
-__all__ = ["canonical", "named_parameters", "unwrap"]
+__all__ = ["aliases", "canonical", "named_parameters", "some"]
 
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
@@ -21,19 +21,17 @@ def canonical(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside the wrappers around the whole model."""
-    while True:
-        children = dict(model.named_children())
-        inner = [name for name in WRAPPERS if name in children]
-        if len(children) != 1 or not inner or next(model.parameters(recurse=False), None) is not None:
-            return model
-        model = children[inner[0]]
-
-
 def named_parameters(model: nn.Module) -> dict[str, Parameter]:
     """Canonical name -> parameter, each parameter once, under its first name."""
-    return {canonical(name): parameter for name, parameter in model.named_parameters()}
+    out: dict[str, Parameter] = {}
+    for name, parameter in model.named_parameters():
+        short = canonical(name)
+        if short in out:
+            raise ValueError(
+                f"two parameters are called {short} once wrappers are stripped ({name} is one); rename a module"
+            )
+        out[short] = parameter
+    return out
 
 
 def aliases(model: nn.Module) -> dict[str, Parameter]:

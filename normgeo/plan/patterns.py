@@ -19,7 +19,7 @@ def matches(name: str, pattern: str) -> bool:
     >>> matches("blocks.0.mlp.up.weight", "blocks.*.mlp"), matches("head.weight", "blocks.*")
     (True, False)
     """
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+    return name == pattern or fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
 def overrides(option: str, given: Mapping[str, V] | None, names: Sequence[str]) -> dict[str, V]:

@@ -88,6 +88,8 @@ class Plan:
             raise ValueError(f"no tensor for {some(missing)}; give one for every trainable parameter of the plan")
         if unknown := sorted(set(tensors) - {leaf.parameter for leaf in self.leaves}):
             raise ValueError(f"the plan does not know {some(unknown)}")
+        if not names:
+            raise ValueError("all parameters of the plan are frozen; its norm is that of no change at all")
         return [(leaf, leaf.read(tensors[leaf.parameter].detach())) for leaf in self.leaves if leaf.trainable]
 
     # ---- its optimizer
@@ -123,7 +125,7 @@ class Plan:
         """The optimizer of the model, or of parameter groups made with `groups`. Options are those of `Optimizer`.
 
         precision: how polar factors are computed. "tight" (Polar Express, 6 steps, float32: singular values in [.994, 1],
-        never above the unit ball), "fast" (5 steps in bfloat16), "exact" (SVD), or any `normgeo.linalg.Polar`.
+        never above the unit ball), "fast" (5 steps in bfloat16: [.75, 1.03]), "exact" (SVD), or any `normgeo.linalg.Polar`.
         dry_run=True returns, in place of the optimizer, the leaves that it would not move and why.
         """
         polar = PRECISIONS.get(precision) if isinstance(precision, str) else precision
@@ -131,7 +133,10 @@ class Plan:
             raise ValueError(
                 f"precision must be one of {sorted(PRECISIONS)} or a normgeo.linalg.Polar, got {precision!r}"
             )
-        groups = self.groups(model=model) if isinstance(model, nn.Module) else [dict(group) for group in model]
+        groups = self.groups(model=model) if isinstance(model, nn.Module) else list(model)
+        if not all(isinstance(group, dict) and "leaves" in group for group in groups):
+            raise TypeError("plan.optimizer takes the model, plan.optimizer(model), or groups made by plan.groups(...)")
+        groups = [dict(group) for group in groups]
         for group in groups:
             precise = [[dataclasses.replace(f, norm=with_polar(f.norm, polar)) for f in its] for its in group["leaves"]]
             group["leaves"] = precise
@@ -198,7 +203,7 @@ class Plan:
         [3.0, 1.0]
         """
         if self.rebuild is None:
-            raise ValueError("a loaded plan cannot be extended; write plan = normgeo.compile(model)")
+            raise ValueError("a loaded or copied plan cannot be extended; write plan = normgeo.compile(model)")
         return self.rebuild(model)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -213,17 +218,28 @@ class Plan:
         []
         """
         found = self.find(model)
-        out = [f"{leaf.name}: x·μ is {leaf.known}" for leaf in self.leaves if leaf.known != "bound" and leaf.trainable]
-        for leaf in self.leaves:
-            size = float(leaf.norm.norm(leaf.read(found[leaf.parameter].detach())))
-            if not size <= 1 + 1e-5:
-                out.append(f"{leaf.name}: its norm is {size:.4g}, outside the unit ball")
-        return out
+        moving = [leaf for leaf in self.leaves if found[leaf.parameter].requires_grad]
+        out = [f"{leaf.name}: x·μ is {leaf.known}" for leaf in moving if leaf.known != "bound"]
+        sizes = self.sizes(model)
+        return out + [f"{n}: its norm is {s:.4g}, outside the unit ball" for n, s in sizes.items() if not s <= 1 + 1e-5]
+
+    def sizes(self, model: nn.Module | None = None) -> dict[str, float]:
+        """leaf name -> norm of the weight as it is now.
+
+        >>> import normgeo as ng
+        >>> model = ng.nn.Linear(4, 2, zero=True)
+        >>> ng.compile(model).sizes(model)
+        {'weight': 0.0}
+        """
+        found = self.find(model)
+        return {leaf.name: float(leaf.norm.norm(leaf.read(found[leaf.parameter].detach()))) for leaf in self.leaves}
 
     # ---- on paper
 
     def __str__(self) -> str:
         typical = sum(leaf.known != "bound" for leaf in self.leaves)
+        if not any(leaf.trainable for leaf in self.leaves):
+            return f"{table(self.leaves)}\n{len(self.leaves)} leaves, all frozen"
         promise = (
             "all factors are bounds: η bounds the change of the output to first order, inside the unit balls"
             if not typical

@@ -27,7 +27,7 @@ def leaf_from_plain(data: dict[str, Any]) -> Leaf:
 def _to_plain(value: Any) -> Any:
     if isinstance(value, Norm | Polar | View) and dataclasses.is_dataclass(value):
         fields = {f.name: _to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": type(value).__name__, **fields}
+        return {"type": _name(type(value)), **fields}
     if isinstance(value, torch.dtype):
         return {"type": "dtype", "name": str(value).removeprefix("torch.")}
     if isinstance(value, tuple):
@@ -46,10 +46,15 @@ def _from_plain(value: Any) -> Any:
     if kind == "dtype":
         return getattr(torch, value["name"])
     classes: list[type] = [View, *_subclasses(Norm), *_subclasses(Polar)]
-    known = {each.__name__: each for each in classes}
+    known = {_name(each): each for each in classes}
     if kind not in known:
         raise ValueError(f"the plan uses {kind}, which is not defined here; import the module that defines it first")
     return known[kind](**{key: _from_plain(item) for key, item in value.items() if key != "type"})
+
+
+def _name(cls: type) -> str:
+    """Ours by their names, others with their modules, so that none can stand in for another."""
+    return cls.__name__ if cls.__module__.startswith("normgeo.") else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _subclasses(base: type) -> Iterator[type]:

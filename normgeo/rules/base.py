@@ -47,7 +47,9 @@ def drop_stale(G: Tensor, age: Tensor, memory: float) -> Tensor:
     the past, a row seen once would drift for 1700 steps (β = .95) until it underflows. Dropping it after 1/(1-β) steps
     bounds what one sighting can move to 1/(1-β) radii, the distance that plain gradient descent would move it.
     """
-    seen = (G != 0).flatten(age.ndim).any(-1)
+    seen = G != 0
+    if G.ndim > age.ndim:
+        seen = seen.flatten(age.ndim).any(-1)
     age.add_(1).masked_fill_(seen, 0)
     # 1/(1-.95) is 19.999999999999982 in binary; the tolerance keeps the twentieth step.
     return age > memory - 1 + 1e-6

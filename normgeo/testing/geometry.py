@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from normgeo.geometry import Leaf
+from normgeo.geometry import Leaf, unwrapped
 from normgeo.linalg import SVD, steepest_gain
 from normgeo.norms import with_polar
 from normgeo.plan import Plan
 from normgeo.plan import compile as compile_plan
 from normgeo.plan.compile import output_axis
-from normgeo.plan.names import named_parameters, unwrap
+from normgeo.plan.names import named_parameters
 
 __all__ = ["check_geometry"]
 
@@ -42,7 +43,7 @@ def check_geometry(
     >>> bool(0.9 < check_geometry(model, (torch.ones(1, 3, dtype=torch.float64),)) <= 1 + 1e-6)
     True
     """
-    model = unwrap(model)
+    model = unwrapped(model)
     plan = plan or compile_plan(model, tuple(inputs))
     exact = Plan(tuple(_exact(leaf) for leaf in plan.leaves))
     weights = {name: p.detach() for name, p in named_parameters(model).items()}
@@ -54,7 +55,9 @@ def check_geometry(
     with sdpa_kernel(SDPBackend.MATH):  # flash attention has no forward derivative on CPU
         worst = _search(f, weights, exact, starts, seed, output_axis(model, inputs))
     if not plan.holds(model):
-        assert worst <= 1 + tolerance, f"‖J Δ‖ reaches {worst:.6f} for a Δ of modular norm 1"
+        # Weights may be outside their balls by the rounding of their dtype, which each layer passes on.
+        slack = math.prod(max(1.0, size) for size in plan.sizes(model).values())
+        assert worst <= slack * (1 + tolerance), f"‖J Δ‖ reaches {worst:.6f} for a Δ of modular norm 1"
     return worst
 
 
