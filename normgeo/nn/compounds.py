@@ -60,6 +60,11 @@ def SelfAttention(width: int, heads: int, context: int) -> Module:  # noqa: N802
             f"SelfAttention: width {width} does not divide into {heads} heads; choose heads that divide it"
         )
 
+    if width // heads % 2:
+        raise ValueError(
+            f"SelfAttention: heads of {width // heads} features cannot be turned in pairs; choose an even width"
+        )
+
     def turned() -> Module:
         return Sequential(map=Linear(width, width), norm=HeadNorm(heads), turn=Rotary(heads, context))
 

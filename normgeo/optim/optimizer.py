@@ -64,7 +64,7 @@ class Optimizer(torch.optim.Optimizer):
     >>> import torch, normgeo as ng
     >>> model = ng.nn.MLP(8, 16, 4)
     >>> opt = ng.compile(model).optimizer(model, lr=0.1)
-    >>> model(torch.randn(2, 8)).square().sum().backward()
+    >>> (model(torch.randn(2, 8)) - 1).square().sum().backward()
     >>> opt.step()
     """
 
@@ -194,7 +194,9 @@ class Optimizer(torch.optim.Optimizer):
                     if p.grad is not None and p not in position:
                         if p.grad.is_sparse:
                             name = self._leaves[p][0].parameter
-                            raise ValueError(f"the gradient of {name} is sparse; use Embedding(..., sparse=False)")
+                            raise ValueError(
+                                f"the gradient of {name} is sparse; norms need dense gradients: use a dense embedding"
+                            )
                         position[p] = len(position)
             ready.indices = [[position.get(p, 0) for p in stack.params] for stack in ready.stacks]
         names = [self._leaves[p][0].parameter for p in position]
