@@ -20,7 +20,7 @@ from normgeo.optim.direction import Direction
 from normgeo.optim.guard import Guard, Policy, Verdict
 from normgeo.optim.iterate import Descent, Iterate
 from normgeo.optim.passage import alive, direct, rate, write
-from normgeo.optim.stack import Parts, Stack, group_leaves
+from normgeo.optim.stack import Parts, Stack, group_leaves, state_key
 from normgeo.rules import Momentum, Rule
 from normgeo.steps import Constant, Stats, StepSize, StepState
 from normgeo.steps.base import Move
@@ -263,6 +263,13 @@ class Optimizer(torch.optim.Optimizer):
 
     # ---- looking
 
+    def __repr__(self) -> str:
+        groups = [
+            f"  group {i}: {len(group['params'])} parameters, lr={group['lr']}, {', '.join(map(repr, parts))}"
+            for i, (group, parts) in enumerate(zip(self.param_groups, self.parts, strict=True))
+        ]
+        return "\n".join(["normgeo.optim.Optimizer", *groups])
+
     def still(self) -> list[tuple[str, str]]:
         """The leaves that a step would not move, and why."""
         out = []
@@ -308,17 +315,19 @@ class Optimizer(torch.optim.Optimizer):
         >>> print(ng.optimizer(model).describe().splitlines()[1])
         0.weight  linear  0.2  0.3333  0      no gradient yet, or steps too small for its dtype
         """
-        live: dict[Leaf, tuple[float, int]] = {}
-        for stack in (stack for ready in self._ready() for stack in ready.stacks):
-            radii, moves = stack.radius.flatten().tolist(), stack.numbers["moved"].tolist()
-            live.update(zip(stack.leaves, zip(radii, map(int, moves), strict=True), strict=True))
+        stacks = [stack for ready in self._ready() for stack in ready.stacks]
+        radii = {
+            leaf: r for stack in stacks for leaf, r in zip(stack.leaves, stack.radius.flatten().tolist(), strict=True)
+        }
         still = dict(self.still())
         rows = [("leaf", "role", "lr", "radius", "moved", "")]
         for group in self.param_groups:
-            for leaf in self._group_leaves(group):
-                radius, moved = live.get(leaf, (0.0, 0))
+            leaves = [(parameter, leaf) for parameter in group["params"] for leaf in self._leaves[parameter]]
+            for parameter, leaf in leaves:
+                moved = int(self.state[parameter].get(state_key(leaf, "", "moved"), 0))
                 why = still.get(leaf.name, "" if moved else "no gradient yet, or steps too small for its dtype")
-                rows.append((leaf.name, leaf.role, f"{float(group['lr']):g}", f"{radius:.4g}", str(moved), why))
+                radius = f"{radii.get(leaf, 0.0):.4g}"
+                rows.append((leaf.name, leaf.role, f"{float(group['lr']):g}", radius, str(moved), why))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
