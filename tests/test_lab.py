@@ -120,7 +120,7 @@ def test_a_nan_loss_stops_with_advice():
     training = Training(ours, SMALL, corpus(), torch.device("cpu"))
     with torch.no_grad():
         next(training.model.parameters()).fill_(torch.nan)
-    with pytest.raises(UserError, match="became NaN at step 1; try a smaller --lr"), pytest.warns(RuntimeWarning):
+    with pytest.raises(UserError, match="became nan at step 1; try a smaller --lr"), pytest.warns(RuntimeWarning):
         training.advance()
 
 
@@ -170,6 +170,32 @@ def test_train_writes_results_and_a_picture(monkeypatch, capsys, tmp_path, text)
     results = json.loads((out / "results.json").read_text())
     assert [curve["name"] for curve in results["curves"]] == ["normgeo", "AdamW", "Muon + AdamW"]
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_does(monkeypatch, capsys, tmp_path, text):
+    out, calls, advance = tmp_path / "out", iter(range(100)), Training.advance
+
+    def interrupted(self):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        advance(self)
+
+    monkeypatch.setattr(Training, "advance", interrupted)
+    code, _, err = command(monkeypatch, capsys, "train", "--text", text, *SIZES, "--out", out)
+    assert code == 2
+    assert f"stopped; continue with normgeo train --resume --out {out}" in err
+    monkeypatch.setattr(Training, "advance", advance)
+    (out / "checkpoint.pt").rename(out / "checkpoint.pt.previous")  # as after a crash between two renames
+    assert command(monkeypatch, capsys, "train", "--resume", "--out", out)[0] == 0
+    assert (out / "results.json").exists()
+
+
+def test_runs_of_one_second_get_folders_of_their_own(monkeypatch, capsys, tmp_path, text):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: "now")
+    for _ in range(2):
+        assert command(monkeypatch, capsys, "train", "--text", text, *SIZES, "--compare", "none")[0] == 0
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["now", "now-2"]
 
 
 def test_dry_run_writes_nothing(monkeypatch, capsys, tmp_path, text):
@@ -237,6 +263,12 @@ MISTAKES = {
     ),
     "impossible folder": (["--out", "empty/inside"], "--out: cannot make empty/inside"),
     "nothing to resume": (["--resume", "--out", "there"], "--resume: no readable checkpoint in there"),
+    "odd heads": (["--width", 6], "heads of 3 features cannot be turned in pairs"),
+    "seed": (["--seed", 2**64], "--seed: must be at least 0 and less than 2^63"),
+    "divergence": (["--lr", 1e20, "--compare", "none"], "try a smaller --lr"),
+    "too large": (["--batch", 10**12, "--compare", "none"], "not enough memory"),
+    "a very long folder": (["--out", "x" * 300], "--out: cannot look into"),
+    "foreign checkpoint": (["--resume", "--out", "foreign"], "is not a checkpoint of normgeo train"),
     "resume without folder": (["--resume"], "--resume: say which run to continue"),
 }
 
@@ -248,6 +280,9 @@ def test_mistakes_are_one_line_and_status_2(name, monkeypatch, capsys, tmp_path,
     Path("short").write_text("x" * 30)
     Path("binary").write_bytes(b"\xff\xfe" * 100)
     Path("there").mkdir()
+    (Path("there") / "file").touch()
+    Path("foreign").mkdir()
+    torch.save({"hello": 1}, Path("foreign") / "checkpoint.pt")
     before = sorted(p.name for p in tmp_path.rglob("*"))
     wrong, message = MISTAKES[name]
     code, _, err = command(monkeypatch, capsys, "train", "--text", text, *SIZES, *wrong)

@@ -43,6 +43,7 @@ from normgeo.nn import (
     ResCNN,
     ResMLP,
     RMSNorm,
+    SelfAttention,
     Sequential,
     Sigmoid,
     SiLU,
@@ -215,6 +216,12 @@ def test_layouts_of_unknown_inputs_are_learned_together():
 def test_nonsense_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_heads_that_do_not_turn_may_be_odd():
+    assert SelfAttention(6, 2, context=None)(torch.zeros(1, 5, 6)).shape == (1, 5, 6)
+    with pytest.raises(ValueError, match="turned in pairs"):
+        SelfAttention(6, 2, context=5)
 
 
 @pytest.mark.parametrize("make", [lambda: ViT(3, 2, 9, 8, 2, 1, 5), lambda: ResCNN(3, 4, 5, 2)], ids=["ViT", "ResCNN"])

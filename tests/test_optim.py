@@ -483,6 +483,9 @@ def test_describe_says_what_moved():
     assert lines[0].split() == ["leaf", "role", "lr", "radius", "moved"]
     moved = {line.split()[0]: int(line.split()[4]) for line in lines[1:]}
     assert moved["head.weight"] == 3
+    model.head.requires_grad_(False)
+    assert next(line for line in opt.describe().splitlines() if line.startswith("head")).split()[4:6] == ["3", "frozen"]
+    assert repr(opt).splitlines()[1].startswith("  group 0: 14 parameters, lr=0.2, Momentum(beta=0.9, nesterov=True)")
     assert moved["blocks.0.mlp.block.up.weight"] == 1  # the head was 0 in the first step, and "down" in the second
 
 

@@ -35,6 +35,14 @@ def main() -> None:
     except UserError as error:
         click.echo(f"normgeo: {error}", err=True)
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if "memory" not in str(error):
+            raise
+        click.echo("normgeo: not enough memory; choose a smaller --width, --depth, --context or --batch", err=True)
+        sys.exit(2)
+    except OSError as error:
+        click.echo(f"normgeo: {error.filename or 'the output'}: {error.strerror}", err=True)
+        sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         click.echo("normgeo: stopped", err=True)
         sys.exit(130)

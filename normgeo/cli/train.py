@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+import warnings
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,13 @@ CHECKPOINT, RESULTS, PICTURE = "checkpoint.pt", "results.json", "loss.png"
 @click.pass_context
 def train(ctx: click.Context, **options: Any) -> None:
     """Train a character GPT and compare its optimizer with others on the same model and batches."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    warnings.showwarning = lambda message, *_: click.echo(f"normgeo: {message}", err=True)
     out: Path | None = options["out"]
     if options["resume"]:
         options = _resumed(ctx, options)
-    elif out is not None and out.exists():
-        raise lab.UserError(f"--out: {out} exists already; choose a new folder, or continue it with --resume")
+    elif out is not None and not options["dry_run"]:
+        _check_new(out)
     settings = _settings(options)
     device = _device(options["device"])
     names = [name.strip() for name in options["compare"].split(",") if name.strip()]
@@ -66,19 +68,29 @@ def train(ctx: click.Context, **options: Any) -> None:
 
     model = settings.model(len(corpus.vocabulary))
     plan = ng.compile(model)
-    console.print(str(corpus), soft_wrap=True)
-    console.print(f"{sum(p.numel() for p in model.parameters()):,} weights\n\n{plan}\n", soft_wrap=True)
+    console.print(str(corpus))
+    console.print(f"{sum(p.numel() for p in model.parameters()):,} weights\n\n{plan}\n")
     still = plan.optimizer(model, lr=settings.lr, dry_run=True)
-    console.print("every leaf will move" if not still else f"will not move: {still}", soft_wrap=True)
+    console.print("every leaf will move" if not still else f"will not move: {still}")
     if options["dry_run"]:
         for contender in field:
             console.print(f"would train {contender.name}: {contender.setting}, {settings.steps} steps on {device}")
         return
-    out = out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    kept = {name: str(v) if isinstance(v := options[name], Path) else v for name in sorted(options) if name not in ONCE}
-    curves = _run(console, field, settings, corpus, device, out, kept)
-    console.print(lab.summary(curves))
-    console.print(f"saved {out / RESULTS} and {out / PICTURE}", soft_wrap=True)
+    folder = _folder(out, resume=options["resume"])
+    console.print(f"results go to {folder}")
+    kept = {name: str(v.resolve()) if isinstance(v := options[name], Path) else v for name in sorted(options)}
+    kept = {name: value for name, value in kept.items() if name not in ONCE}
+    try:
+        curves = _run(console, field, settings, corpus, device, folder, kept, resume=options["resume"])
+    except KeyboardInterrupt:
+        raise lab.UserError(f"stopped; continue with normgeo train --resume --out {folder}") from None
+    except Exception:
+        for made in (folder, *([folder.parent] if out is None else [])):
+            if not any(made.iterdir()):
+                made.rmdir()
+        raise
+    console.print(lab.summary(curves), soft_wrap=False)
+    console.print(f"saved {folder / RESULTS} and {folder / PICTURE}")
 
 
 ONCE = {"out", "resume", "dry_run"}
@@ -92,16 +104,14 @@ def _run(
     device: torch.device,
     out: Path,
     options: dict[str, Any],
+    *,
+    resume: bool,
 ) -> list[lab.Curve]:
     """Train one contender after the other, saving as it goes; what a checkpoint holds is not done again."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise lab.UserError(f"--out: cannot make {out}: {error.strerror}; choose another folder") from error
     path = out / CHECKPOINT
-    saved: dict[str, Any] = lab.load_checkpoint(path, device) if path.exists() else {"curves": [], "running": None}
+    saved: dict[str, Any] = lab.load_checkpoint(path, device) if resume else {"curves": [], "running": None}
     if saved.get("sha256", corpus.sha256) != corpus.sha256:
-        raise lab.UserError("--resume: the text is not the one that the run began with; give that text or start anew")
+        raise lab.UserError("--text: the text is not the one that the run began with; give that text or start anew")
     curves = [lab.Curve(**each) for each in saved["curves"]]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
 
@@ -118,12 +128,18 @@ def _run(
                 saved["running"] = None
             task = progress.add_task(contender.name, total=settings.steps, completed=training.step, note="")
             last_save = time.monotonic()
-            while not training.done:
-                training.advance()
-                progress.update(task, completed=training.step, note=_note(training.curve))
-                if time.monotonic() - last_save >= SECONDS_BETWEEN_SAVES:
-                    save(training)
-                    last_save = time.monotonic()
+            try:
+                while not training.done:
+                    training.advance()
+                    progress.update(task, completed=training.step, note=_note(training.curve))
+                    if time.monotonic() - last_save >= SECONDS_BETWEEN_SAVES:
+                        save(training)
+                        last_save = time.monotonic()
+            except KeyboardInterrupt:
+                # The interrupt may have come in the middle of a step; what was saved last is whole.
+                if not path.exists():
+                    save(lab.Training(contender, settings, corpus, device))
+                raise
             if not console.is_terminal:
                 console.print(f"{contender.name}: validation {training.curve.validation[-1]:.4f}")
             curves.append(training.curve)
@@ -176,15 +192,48 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
+def _check_new(out: Path) -> None:
+    """Refuse a folder that has something in it."""
+    try:
+        taken = out.exists() and not (out.is_dir() and not any(out.iterdir()))
+    except OSError as error:
+        raise lab.UserError(f"--out: cannot look into {out}: {error.strerror}; choose another folder") from error
+    if taken:
+        raise lab.UserError(f"--out: {out} exists already; choose a new folder, or continue it with --resume")
+
+
+def _folder(out: Path | None, *, resume: bool) -> Path:
+    """The folder of the run, made; without --out a new one named by the time, of which no other run makes use."""
+    if resume and out is not None:
+        return out
+    now = time.strftime("%Y%m%d-%H%M%S")
+    names = iter(
+        [out] if out is not None else (Path("runs") / f"{now}{end}" for end in ("", *(f"-{i}" for i in range(2, 99))))
+    )
+    for folder in names:
+        try:
+            folder.mkdir(parents=True, exist_ok=out is not None)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise lab.UserError(f"--out: cannot make {folder}: {error.strerror}; choose another folder") from error
+    raise lab.UserError("--out: cannot make a new folder in runs; name one")
+
+
 def _resumed(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
     """The options that the run began with; one given anew must be the same."""
     out: Path | None = options["out"]
     if out is None:
         raise lab.UserError("--resume: say which run to continue: --resume --out FOLDER")
-    begun = lab.load_checkpoint(out / CHECKPOINT, torch.device("cpu"))["options"]
+    saved = lab.load_checkpoint(out / CHECKPOINT, torch.device("cpu"))
+    if not isinstance(saved, dict) or not {"options", "sha256", "curves", "running"} <= set(saved):
+        raise lab.UserError(f"--resume: {out / CHECKPOINT} is not a checkpoint of normgeo train; choose another folder")
+    begun = saved["options"]
     for name, value in begun.items():
         given = ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
-        if given and str(options[name]) != str(value) and name not in ("device",):
+        # A moved text or another device is the user's business; the text itself is compared by its hash.
+        if given and name not in ("device", "text") and str(options[name]) != str(value):
             raise lab.UserError(f"--{name}: the run in {out} began with {value}; leave --{name} out to continue it")
-    device = options["device"]
-    return {**options, **begun, "device": device}
+    own = {name: options[name] for name in ("device", "text") if options[name] is not None}
+    return {**options, **begun, **own}

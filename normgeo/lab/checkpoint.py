@@ -37,9 +37,12 @@ def save_checkpoint(path: Path, data: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(data, buffer)
     if path.exists():
-        keep = path.with_name(path.name + ".previous")
-        keep.unlink(missing_ok=True)
-        os.link(path, keep)
+        try:
+            keep = path.with_name(path.name + ".previous")
+            keep.unlink(missing_ok=True)
+            os.link(path, keep)
+        except OSError as error:
+            raise UserError(f"cannot keep {path} beside a newer one: {error.strerror}; choose another --out") from error
     write_whole(path, buffer.getvalue())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -43,6 +44,13 @@ class Settings:
             raise UserError(
                 f"--heads: {self.heads} heads do not divide --width {self.width}; choose heads that divide it"
             )
+        if self.width // self.heads % 2:
+            raise UserError(
+                f"--heads: heads of {self.width // self.heads} features cannot be turned in pairs by rotary positions; "
+                f"choose --width and --heads with an even width per head"
+            )
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed: must be at least 0 and less than 2^63, got {self.seed}")
         if not 0 < self.lr < float("inf"):
             raise UserError(f"--lr: must be a finite number > 0, got {self.lr}")
         if not 0 <= self.warmup < self.steps:
@@ -106,6 +114,7 @@ class Training:
             self.curve.validated.append(self.step)
             windows = VALIDATION_WINDOWS if self.done else VALIDATION_WINDOWS // 8
             loss_now = evaluate(self.model, self.corpus.validation, self.settings.context, self.device, windows)
+            self._check(loss_now)
             self.curve.validation.append(loss_now)
 
     def _record(self) -> None:
@@ -113,11 +122,13 @@ class Training:
         self._losses = []
         self.curve.steps.append(self.step)
         self.curve.train.append(mean)
-        if mean != mean:
-            raise UserError(
-                f"--lr: the loss of {self.curve.name} ({self.curve.setting}) became NaN at step {self.step}; "
-                "try a smaller --lr"
-            )
+        self._check(mean)
+
+    def _check(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            what = f"the loss of {self.curve.name} ({self.curve.setting}) became {loss} at step {self.step}"
+            ours = self.curve.name == "normgeo"
+            raise UserError(f"--lr: {what}; try a smaller --lr" if ours else f"--compare: {what}; leave it out")
 
     def _batch(self) -> tuple[Tensor, Tensor]:  # (batch, context) twice
         context = self.settings.context

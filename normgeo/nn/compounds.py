@@ -60,6 +60,10 @@ def SelfAttention(width: int, heads: int, context: int | None, *, causal: bool =
         raise ValueError(
             f"SelfAttention: width {width} does not divide into {heads} heads; choose heads that divide it"
         )
+    if context is not None and width // heads % 2:
+        raise ValueError(
+            f"SelfAttention: heads of {width // heads} features cannot be turned in pairs; choose an even width"
+        )
 
     def turned() -> Module:
         turn = {} if context is None else {"turn": Rotary(heads, context)}

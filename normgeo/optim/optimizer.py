@@ -20,7 +20,7 @@ from normgeo.optim.direction import Direction
 from normgeo.optim.guard import Guard, Policy, Verdict
 from normgeo.optim.iterate import Descent, Iterate
 from normgeo.optim.passage import alive, direct, rate, write
-from normgeo.optim.stack import Parts, Stack, group_leaves
+from normgeo.optim.stack import Parts, Stack, group_leaves, state_key
 from normgeo.rules import Momentum, Rule
 from normgeo.steps import Constant, Stats, StepSize, StepState
 from normgeo.steps.base import Move
@@ -64,7 +64,7 @@ class Optimizer(torch.optim.Optimizer):
     >>> import torch, normgeo as ng
     >>> model = ng.nn.MLP(8, 16, 4)
     >>> opt = ng.compile(model).optimizer(model, lr=0.1)
-    >>> model(torch.randn(2, 8)).square().sum().backward()
+    >>> (model(torch.randn(2, 8)) - 1).square().sum().backward()
     >>> opt.step()
     """
 
@@ -194,7 +194,9 @@ class Optimizer(torch.optim.Optimizer):
                     if p.grad is not None and p not in position:
                         if p.grad.is_sparse:
                             name = self._leaves[p][0].parameter
-                            raise ValueError(f"the gradient of {name} is sparse; use Embedding(..., sparse=False)")
+                            raise ValueError(
+                                f"the gradient of {name} is sparse; norms need dense gradients: use a dense embedding"
+                            )
                         position[p] = len(position)
             ready.indices = [[position.get(p, 0) for p in stack.params] for stack in ready.stacks]
         names = [self._leaves[p][0].parameter for p in position]
@@ -261,6 +263,13 @@ class Optimizer(torch.optim.Optimizer):
 
     # ---- looking
 
+    def __repr__(self) -> str:
+        groups = [
+            f"  group {i}: {len(group['params'])} parameters, lr={group['lr']}, {', '.join(map(repr, parts))}"
+            for i, (group, parts) in enumerate(zip(self.param_groups, self.parts, strict=True))
+        ]
+        return "\n".join(["normgeo.optim.Optimizer", *groups])
+
     def still(self) -> list[tuple[str, str]]:
         """The leaves that a step would not move, and why."""
         out = []
@@ -306,17 +315,19 @@ class Optimizer(torch.optim.Optimizer):
         >>> print(ng.optimizer(model).describe().splitlines()[1])
         0.weight  linear  0.2  0.3333  0      no gradient yet, or steps too small for its dtype
         """
-        live: dict[Leaf, tuple[float, int]] = {}
-        for stack in (stack for ready in self._ready() for stack in ready.stacks):
-            radii, moves = stack.radius.flatten().tolist(), stack.numbers["moved"].tolist()
-            live.update(zip(stack.leaves, zip(radii, map(int, moves), strict=True), strict=True))
+        stacks = [stack for ready in self._ready() for stack in ready.stacks]
+        radii = {
+            leaf: r for stack in stacks for leaf, r in zip(stack.leaves, stack.radius.flatten().tolist(), strict=True)
+        }
         still = dict(self.still())
         rows = [("leaf", "role", "lr", "radius", "moved", "")]
         for group in self.param_groups:
-            for leaf in self._group_leaves(group):
-                radius, moved = live.get(leaf, (0.0, 0))
+            leaves = [(parameter, leaf) for parameter in group["params"] for leaf in self._leaves[parameter]]
+            for parameter, leaf in leaves:
+                moved = int(self.state[parameter].get(state_key(leaf, "", "moved"), 0))
                 why = still.get(leaf.name, "" if moved else "no gradient yet, or steps too small for its dtype")
-                rows.append((leaf.name, leaf.role, f"{float(group['lr']):g}", f"{radius:.4g}", str(moved), why))
+                radius = f"{radii.get(leaf, 0.0):.4g}"
+                rows.append((leaf.name, leaf.role, f"{float(group['lr']):g}", radius, str(moved), why))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 

@@ -44,6 +44,8 @@ def compile(
     >>> [round(leaf.radius, 4) for leaf in plan.leaves]
     [0.25, 0.25, 0.5]
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"compile takes a torch.nn.Module, got {model!r}")
     if sensitivity != "declared":
         raise ValueError(f'sensitivity={sensitivity!r} is not known here; write sensitivity="declared"')
     sizes = _sizes(unwrapped(model), example_inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -132,6 +133,11 @@ class Plan:
         if not isinstance(polar, Polar):
             raise ValueError(
                 f"precision must be one of {sorted(PRECISIONS)} or a normgeo.linalg.Polar, got {precision!r}"
+            )
+        if unknown := sorted(set(options) - set(inspect.signature(Optimizer).parameters)):
+            known = [name for name in inspect.signature(Optimizer).parameters if name != "params"]
+            raise TypeError(
+                f"unknown option {unknown[0]!r}; options are {', '.join(known)}, and plan.groups takes them by pattern"
             )
         groups = self.groups(model=model) if isinstance(model, nn.Module) else list(model)
         if not all(isinstance(group, dict) and "leaves" in group for group in groups):

@@ -39,10 +39,13 @@ class Schedule(StepSize):
     warmup: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup < self.total:
+        name, final = type(self).__name__, getattr(self, "final", 0.0)
+        if not (isinstance(self.total, int) and isinstance(self.warmup, int) and 0 <= self.warmup < self.total):
             raise ValueError(
-                f"{type(self).__name__} needs 0 ≤ warmup < total, got warmup={self.warmup}, total={self.total}"
+                f"{name} needs whole numbers 0 ≤ warmup < total, got warmup={self.warmup}, total={self.total}"
             )
+        if not 0 <= final < float("inf"):
+            raise ValueError(f"{name}: final must be a finite number ≥ 0, got {final}")
 
     @abstractmethod
     def shape(self, u: Tensor) -> Tensor:
