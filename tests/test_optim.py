@@ -316,10 +316,11 @@ def test_huge_float64_gradients_are_finite():
 
 def test_a_learning_rate_that_turns_nan_is_refused_before_anything_moves():
     model = gpt()
-    opt = ng.optimizer(model)
+    plan = ng.compile(model)
+    opt = plan.optimizer(plan.groups({"head": {"lr": 0.1}}))
     train(opt, model)
     before = weights(model)
-    opt.param_groups[0]["lr"] = math.nan
+    opt.param_groups[1]["lr"] = math.nan
     with pytest.raises(ValueError, match="lr must be a finite number"):
         train(opt, model)
     assert all(torch.equal(w, before[name]) for name, w in weights(model).items())

@@ -22,6 +22,7 @@ __all__ = ["train"]
 
 DEFAULTS = lab.Settings()
 SECONDS_BETWEEN_SAVES = 10.0
+ONCE = {"out", "resume", "dry_run"}  # options that are not the run's own
 CHECKPOINT, RESULTS, PICTURE = "checkpoint.pt", "results.json", "loss.png"
 
 
@@ -78,8 +79,7 @@ def train(ctx: click.Context, **options: Any) -> None:
         return
     folder = _folder(out, resume=options["resume"])
     console.print(f"results go to {folder}")
-    kept = {name: str(v.resolve()) if isinstance(v := options[name], Path) else v for name in sorted(options)}
-    kept = {name: value for name, value in kept.items() if name not in ONCE}
+    kept = {n: str(v.resolve()) if isinstance(v, Path) else v for n, v in sorted(options.items()) if n not in ONCE}
     try:
         curves = _run(console, field, settings, corpus, device, folder, kept, resume=options["resume"])
     except KeyboardInterrupt:
@@ -91,9 +91,6 @@ def train(ctx: click.Context, **options: Any) -> None:
         raise
     console.print(lab.summary(curves), soft_wrap=False)
     console.print(f"saved {folder / RESULTS} and {folder / PICTURE}")
-
-
-ONCE = {"out", "resume", "dry_run"}
 
 
 def _run(

@@ -1,6 +1,6 @@
 """Mass, sensitivity and the graph: how a change of each weight reaches the output of the network."""
 
-from normgeo.geometry.declare import GeometryError, declare, register, registered, trace, unwrapped
+from normgeo.geometry.declare import GeometryError, declare, register, trace, unwrapped
 from normgeo.geometry.factor import Factor, assumed, bound, typical
 from normgeo.geometry.graph import Graph, Node, Use
 from normgeo.geometry.layout import Layout
@@ -21,7 +21,6 @@ __all__ = [
     "declare",
     "mass",
     "register",
-    "registered",
     "tare",
     "trace",
     "typical",

@@ -11,7 +11,7 @@ from torch import nn
 
 from normgeo.geometry.graph import Graph, Node
 
-__all__ = ["GeometryError", "declare", "register", "registered", "trace", "unwrapped"]
+__all__ = ["GeometryError", "declare", "register", "trace", "unwrapped"]
 
 WRAPPERS = {
     "DataParallel",
@@ -68,15 +68,6 @@ def register(module_type: type[nn.Module]) -> Callable[[F], F]:
         return function
 
     return keep
-
-
-def registered(module: nn.Module) -> bool:
-    """Whether the type of a module, or one of its bases, has a geometry.
-
-    >>> registered(nn.Bilinear(1, 1, 1))
-    False
-    """
-    return declare.dispatch(type(module)) is not declare.dispatch(nn.Module)
 
 
 def trace(module: nn.Module, graph: Graph, *inputs: Any, name: str = "") -> Any:

@@ -138,6 +138,10 @@ class Optimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. `closure`, needed only by parts that ask for the loss or for Hessian-vector products, returns it."""
+        for group in self.param_groups:  # before any group moves
+            if not isinstance(group["lr"], Tensor):  # looking into a tensor would wait for its device
+                _check_lr(group["lr"])
+                group["base_lr"] = group["base_lr"] or group["lr"]
         groups = self._ready()
         loss, graph = evaluate(closure, self.parts, self._trainable, lambda: int(groups[0].count))
         verdict = self._examine(groups)
@@ -149,10 +153,6 @@ class Optimizer(torch.optim.Optimizer):
     def _advance(
         self, group: dict[str, Any], ready: Ready, verdict: Verdict, loss: Any, graph: dict[Parameter, Tensor] | None
     ) -> None:
-        lr = group["lr"]
-        if not isinstance(lr, Tensor):  # looking into a tensor would wait for its device
-            _check_lr(lr)
-            group["base_lr"] = group["base_lr"] or lr
         active = [i for i, stack in enumerate(ready.stacks) if any(stack.present())]
         if not active:
             return
@@ -160,7 +160,7 @@ class Optimizer(torch.optim.Optimizer):
         stacks = [ready.stacks[i] for i in active]
         living = [alive(stack, verdict, ready.indices[i]) for i, stack in zip(active, stacks, strict=True)]
         before = [None if a is None else stack.snapshot() for a, stack in zip(living, stacks, strict=True)]
-        shared_before = {name: tensor.clone() for name, tensor in ready.shared.items()}
+        shared_before = {} if verdict.finite is None else {name: x.clone() for name, x in ready.shared.items()}
         stats = Stats(ready.count, torch.as_tensor(loss).detach() if "loss" in step.needs else None)
         state = StepState(dict(ready.shared), [stack.state["step"] for stack in stacks])
 
