@@ -19,7 +19,11 @@ class Iterate(ABC):
     ...     def write(self, W, D, eta, state):
     ...         state["mean"].lerp_(W - eta * D, 0.1)
     ...         return W - eta * D
-    ...     def average(self, W, state): return state["mean"]
+    ...     def follow(self, W: Tensor, written: Tensor, state: State) -> None:
+        """See W, what the constraint has made of the weights that `write` returned."""
+        return
+
+    def average(self, W, state): return state["mean"]
     >>> import torch
     >>> Averaged().write(torch.zeros(1), torch.ones(1), 0.5, {"mean": torch.zeros(1)})
     tensor([-0.5000])
@@ -34,6 +38,10 @@ class Iterate(ABC):
     @abstractmethod
     def write(self, W: Tensor, D: Tensor, eta: Tensor, state: State) -> Tensor:
         """The new weights; D already has the size of the leaf's radius."""
+
+    def follow(self, W: Tensor, written: Tensor, state: State) -> None:
+        """See W, what the constraint has made of the weights that `write` returned."""
+        return
 
     def average(self, W: Tensor, state: State) -> Tensor:
         """The weights to evaluate with; `Optimizer.averaged()` puts them in place."""
