@@ -234,3 +234,15 @@ def test_what_a_product_needs():
 def test_nonsense_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_schedule_times_one_rule_is_not_loaded_into_a_schedule_times_another():
+    net = ng.nn.MLP(4, 6, 2)
+    saved = ng.optimizer(net, step=Warmup(3) * Remembering()).state_dict()
+    with pytest.raises(
+        ValueError,
+        match=r"step=Warmup\(steps=3\) \* Remembering\(\.\.\.\), this optimizer has step=Warmup\(steps=3\) \* Stairs",
+    ):
+        ng.optimizer(net, step=Warmup(3) * Stairs(2)).load_state_dict(saved)
+    with pytest.warns(UserWarning, match="continuing with"):
+        ng.optimizer(net, step=Warmup(4) * Remembering()).load_state_dict(saved)

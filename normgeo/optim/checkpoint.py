@@ -34,7 +34,9 @@ def structure(parts: Parts, leaves: Sequence[Leaf]) -> dict[str, dict[str, str]]
 
 def _words(value: object) -> str:
     """A value as text, without the address that a class with no repr of its own would show."""
-    return repr(value) if is_dataclass(value) or value is None else f"{type(value).__qualname__}(...)"
+    if is_dataclass(value) or value is None:
+        return re.sub(r"<(?:[^<> ]*\.)?(\w+) object at 0x[0-9a-f]+>", r"\1(...)", repr(value))
+    return f"{type(value).__qualname__}(...)"
 
 
 def compare(mine: Sequence[dict[str, Any]], saved: Sequence[dict[str, Any] | None]) -> None:

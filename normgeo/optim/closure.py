@@ -36,7 +36,7 @@ def evaluate(
         asking = sorted({type(part).__name__ for group in parts for part in group if WANTED & set(part.needs)})
         if asking:
             raise ValueError(
-                f"{', '.join(asking)} of this optimizer needs the loss; call opt.step(closure) with a closure that returns it"
+                f"{', '.join(asking)} needs the loss; call opt.step(closure) with a closure that returns it"
             )
         return None, None
     periods = [need["hvp"] for need in needs if "hvp" in need]

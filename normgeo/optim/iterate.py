@@ -19,11 +19,7 @@ class Iterate(ABC):
     ...     def write(self, W, D, eta, state):
     ...         state["mean"].lerp_(W - eta * D, 0.1)
     ...         return W - eta * D
-    ...     def follow(self, W: Tensor, written: Tensor, state: State) -> None:
-        """See W, what the constraint has made of the weights that `write` returned."""
-        return
-
-    def average(self, W, state): return state["mean"]
+    ...     def average(self, W, state): return state["mean"]
     >>> import torch
     >>> Averaged().write(torch.zeros(1), torch.ones(1), 0.5, {"mean": torch.zeros(1)})
     tensor([-0.5000])

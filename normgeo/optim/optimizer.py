@@ -144,7 +144,9 @@ class Optimizer(torch.optim.Optimizer):
                 _check_lr(group["lr"])
                 group["base_lr"] = group["base_lr"] or group["lr"]
         if self._evaluating:
-            raise RuntimeError("step() inside `with opt.averaged()`: the model has its averaged weights; leave the block first")
+            raise RuntimeError(
+                "step() inside `with opt.averaged()`: the model has its averaged weights; leave the block first"
+            )
         groups = self._ready()
         loss, graph = evaluate(closure, self.parts, self._trainable, lambda: int(groups[0].count))
         verdict = self._examine(groups, loss)
@@ -269,7 +271,9 @@ class Optimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As everywhere in torch, to be saved together with the weights that the model trains with."""
         if self._evaluating:
-            raise RuntimeError("state_dict() inside `with opt.averaged()`: the model's weights are not those it trains with")
+            raise RuntimeError(
+                "state_dict() inside `with opt.averaged()`: the model's weights are not those it trains with"
+            )
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -113,7 +113,7 @@ class StepSize(ABC):
     ...     def value(self, stats, state): return stats.dual_norm.clamp(max=1.0)
     >>> one = torch.ones(1, 4)
     >>> TrustRegion().value(Stats(torch.tensor(0.0), moves=[Move(one, one, one, one, 0.1 * one)]), StepState())
-    tensor(0.4000)
+    tensor(0.4000, dtype=torch.float64)
     """
 
     needs: Mapping[str, int] = {}

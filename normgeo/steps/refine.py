@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -27,8 +28,13 @@ class Table(Schedule):
             raise ValueError("Table needs at least one value, all of them finite and ≥ 0")
 
     def at(self, t: Tensor) -> Tensor:
-        values = torch.tensor(self.values, dtype=t.dtype, device=t.device)
-        return values[t.long().clamp(0, len(self.values) - 1)]
+        return torch.take(_on(self.values, t.dtype, t.device), t.long().clamp(0, len(self.values) - 1))
+
+
+@lru_cache(maxsize=8)
+def _on(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The table on the device: copying it there in every step would wait."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def refine(norms: Sequence[float] | Tensor, *, power: float = 1.0, smooth: float = 0.1) -> Table:
