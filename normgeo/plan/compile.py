@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from normgeo.budgets import Budget, DataMetric
 from normgeo.geometry import Factor, GeometryError, Graph, Leaf, Node, Use, bound, trace, unwrapped
 from normgeo.norms import Norm
-from normgeo.optim import Optimizer
+from normgeo.optim import Direction, Operate, Optimizer
 from normgeo.plan.names import named_parameters, some
 from normgeo.plan.patterns import overrides
 from normgeo.plan.plan import Plan
@@ -31,13 +32,15 @@ def compile(
     masses: Mapping[str, float] | None = None,
     norms: Mapping[str, Norm] | None = None,
     radii: Mapping[str, float] | None = None,
+    budgets: Mapping[str, Budget | DataMetric | Direction] | None = None,
     strict: bool = False,
 ) -> Plan:
     """The plan of a model made of `normgeo.nn` modules and of modules registered with `normgeo.geometry.register`.
 
     example_inputs: run once to see that the model takes them; floating inputs also set the input sizes (largest RMS over
     features, at least 1), which are 1 otherwise. masses, norms, radii: values by pattern of leaf or module names; a mass
-    is that of each leaf. strict=True makes an assumed factor an error. Nothing is JIT-compiled and no weight is touched.
+    is that of each leaf. budgets: by pattern of parameter names, operators on gradients in place of the dual of the leaf's
+    norm, `optim.Operate(budget)`; give an Operate to say more. strict=True makes an assumed factor an error. Nothing is JIT-compiled and no weight is touched.
 
     >>> import normgeo as ng
     >>> plan = ng.compile(ng.nn.MLP(784, 256, 10), masses={"4": 2.0})
@@ -49,7 +52,8 @@ def compile(
     if sensitivity != "declared":
         raise ValueError(f'sensitivity={sensitivity!r} is not known here; write sensitivity="declared"')
     sizes = _sizes(unwrapped(model), example_inputs)
-    return _compile(model, sizes=sizes, masses=masses, norms=norms, radii=radii, strict=strict)
+    directed = {pattern: _direction(pattern, budget) for pattern, budget in (budgets or {}).items()}
+    return _compile(model, sizes=sizes, masses=masses, norms=norms, radii=radii, budgets=directed, strict=strict)
 
 
 def _compile(
@@ -59,6 +63,7 @@ def _compile(
     masses: Mapping[str, float] | None,
     norms: Mapping[str, Norm] | None,
     radii: Mapping[str, float] | None,
+    budgets: Mapping[str, Direction],
     strict: bool,
 ) -> Plan:
     inner = unwrapped(model)
@@ -71,8 +76,11 @@ def _compile(
         raise GeometryError(
             f"{some(unknown)}: the sensitivity is assumed; register the modules behind it or drop strict=True"
         )
-    again = functools.partial(_compile, sizes=sizes, masses=masses, norms=norms, radii=radii, strict=strict)
-    return Plan(tuple(leaves), {name: weakref.ref(p) for name, p in parameters.items()}, again)
+    directions = overrides("budgets", budgets, list(parameters))
+    again = functools.partial(
+        _compile, sizes=sizes, masses=masses, norms=norms, radii=radii, budgets=budgets, strict=strict
+    )
+    return Plan(tuple(leaves), {name: weakref.ref(p) for name, p in parameters.items()}, again, directions)
 
 
 def optimizer(model: nn.Module, example_inputs: Sequence[Any] | None = None, **options: Any) -> Optimizer:
@@ -83,6 +91,14 @@ def optimizer(model: nn.Module, example_inputs: Sequence[Any] | None = None, **o
     """
     made: Optimizer = compile(model, example_inputs).optimizer(model, **options)
     return made
+
+
+def _direction(pattern: str, budget: Budget | DataMetric | Direction) -> Direction:
+    if isinstance(budget, Direction):
+        return budget
+    if not isinstance(budget, Budget | DataMetric):
+        raise TypeError(f"budgets: {pattern!r} takes a normgeo.Budget, got {budget!r}; norms go to norms={{...}}")
+    return Operate(budget)
 
 
 def output_axis(model: nn.Module, inputs: Sequence[Any]) -> int:
