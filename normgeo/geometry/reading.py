@@ -90,7 +90,7 @@ class Operation:
     """A call as its rule sees it.
 
     >>> import torch
-    >>> from normgeo.geometry import record
+    >>> from normgeo.geometry.record import record
     >>> recording = record(torch.nn.ReLU(), (torch.ones(2),))
     >>> Operation(Reader(recording), recording.calls[0]).name
     'relu'

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
 from normgeo.constraints import Constraint, Rate
+from normgeo.norms import Norm, RMSToRMS
 from normgeo.rules import Rule
-from normgeo.steps import Stats, StepSize, StepState
+from normgeo.rules.base import State
+from normgeo.steps import StepSize, StepState
+from normgeo.testing.bowl import Bowl, NoWaiting
 
 __all__ = ["check_constraint", "check_rule", "check_step"]
 
@@ -36,35 +42,133 @@ def check_rule(rule: Rule, shape: tuple[int, ...] = (3, 2), *, steps: int = 5, s
 
 
 def check_step(step: StepSize, *, total: int = 100) -> None:
-    """At every count the value is a finite 0-D tensor ≥ 0 (for step sizes that look only at the count).
+    """In every step of descent on a bowl, and with a gradient of 0, the value is finite and ≥ 0: a 0-D tensor, or for each
+    stack one that broadcasts against its weights. State keeps its names and shapes. The step size never waits for the
+    device (no `.item()`, no truth value), unless it searches along a line. It is given whatever it needs.
 
     >>> from normgeo.steps import Cosine
     >>> check_step(Cosine(total=100, warmup=10))
     """
+    bowl = Bowl()
+    state = StepState({k: torch.tensor(v, dtype=torch.float64) for k, v in step.init_shared().items()})
+    state.leaves = [step.init(W) for W in bowl.weights]
+    for W, leaf in zip(bowl.weights, state.leaves, strict=True):
+        for name, tensor in leaf.items():
+            assert tensor.shape[:1] == W.shape[:1], f"state {name!r} has no leading axis for leaves"
+    known = _shapes(state)
     for t in range(2 * total):
-        value = step.value(Stats(torch.tensor(float(t))), StepState())
-        assert isinstance(value, Tensor), f"at step {t} the value is {value!r}, not a tensor"
-        assert value.ndim == 0, f"at step {t} the value has shape {tuple(value.shape)}"
-        assert value.isfinite(), f"at step {t} the value is {value}"
-        assert value >= 0, f"at step {t} the value is {value}"
+        flat = t % total == total - 1
+        stats = bowl.stats(t, flat, step.needs)
+        with nullcontext() if "closure" in step.needs else NoWaiting():
+            value = step.value(stats, state)
+        sizes = _sizes(value, bowl.weights, f"at step {t} the value")
+        for each, W in zip(sizes, bowl.weights, strict=True):
+            assert each.isfinite().all(), f"at step {t} the value is {each}"
+            assert (each >= 0).all(), f"at step {t} the value is {each}"
+            assert torch.broadcast_shapes(each.shape, W.shape) == W.shape, f"{tuple(each.shape)} for {tuple(W.shape)}"
+        bowl.move(sizes, stats.moves)
+        with NoWaiting():
+            step.follow(stats.moves, state)
+        assert _shapes(state) == known, f"at step {t} the state changes its names or shapes"
+        for number in (x for d in (state.shared, *state.leaves) for x in d.values()):
+            assert number.isfinite().all(), f"at step {t} the state is not finite"
 
 
-def check_constraint(constraint: Constraint, shape: tuple[int, ...] = (3, 2), *, seed: int = 0) -> None:
-    """A stack is its leaves one by one, and at η = 0 weights that have not moved stay where the constraint put them.
+def _sizes(value: object, weights: list[Tensor], what: str) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        assert value.ndim == 0, f"{what} has shape {tuple(value.shape)}"
+        return [value] * len(weights)
+    assert isinstance(value, list | tuple), f"{what} is {value!r}, not a tensor"
+    assert len(value) == len(weights), f"{what} has {len(value)} tensors for {len(weights)} stacks"
+    return [v if v.ndim > 1 else v.reshape((-1,) + (1,) * (W.ndim - 1)) for v, W in zip(value, weights, strict=True)]
 
-    >>> from normgeo.constraints import Decay
-    >>> check_constraint(Decay(0.1))
+
+def _shapes(state: StepState) -> list[dict[str, torch.Size]]:
+    return [{name: x.shape for name, x in d.items()} for d in (state.shared, *state.leaves)]
+
+
+def check_constraint(
+    constraint: Constraint,
+    shape: tuple[int, ...] = (3, 2),
+    *,
+    norm: Norm | None = None,
+    excess: Callable[[Tensor], Tensor] | None = None,
+    tolerance: float = 1e-5,
+    dtype: torch.dtype = torch.float32,
+    steps: int = 1000,
+    seed: int = 0,
+) -> None:
+    """A stack is its leaves one by one, state too; weights and gradients are left as they were; at η = 0 weights that have
+    not moved stay where the constraint put them; NaN stays in its leaf and zero weights stay finite.
+
+    With `excess`, W (n, *shape) -> (n,) how far each leaf is outside what the constraint promises, `steps` steps are taken
+    against it: gradients push each leaf outward along itself, along a fixed matrix and at random, with η going up and down
+    and the weights rounded to `dtype`; the excess may never pass `tolerance`. The leaf's norm is `norm`, or RMS→RMS.
+
+    >>> from normgeo.constraints import Ball
+    >>> from normgeo.norms import RMSToRMS
+    >>> check_constraint(Ball(2.0), excess=lambda W: RMSToRMS().norm(W) / 2 - 1, steps=10)
     """
+    norm = RMSToRMS() if norm is None else norm
+    constraint = constraint.bind(norm)
     rate, still = Rate(torch.tensor(0.1), torch.tensor(0.5)), Rate(torch.tensor(0.0), torch.tensor(0.0))
-    old, step = _stack(shape, seed), 0.1 * _stack(shape, seed + 1)
-    W = constraint.retract(old + step, old, rate, constraint.init(old))
-    parts = [
-        constraint.retract((old + step)[i : i + 1], old[i : i + 1], rate, constraint.init(old[i : i + 1]))
-        for i in range(len(old))
-    ]
-    torch.testing.assert_close(W, torch.cat(parts))
-    torch.testing.assert_close(constraint.retract(W, W, still, constraint.init(W)), W)
-    assert constraint.tangent(W, step, constraint.init(W)).shape == W.shape, "the tangent has another shape"
+    old, push = _stack(shape, seed), 0.1 * _stack(shape, seed + 1)
+    W, G, state = _constrained(constraint, old, push, rate)
+    alone = [_constrained(constraint, old[i : i + 1], push[i : i + 1], rate) for i in range(len(old))]
+    torch.testing.assert_close(W, torch.cat([one[0] for one in alone]))
+    torch.testing.assert_close(G, torch.cat([one[1] for one in alone]))
+    for name, tensor in state.items():
+        torch.testing.assert_close(tensor, torch.cat([one[2][name] for one in alone]))
+    torch.testing.assert_close(constraint.retract(W, W, still, state), W)
+
+    poisoned = old.clone()
+    poisoned[1] = torch.nan
+    there = constraint.retract(poisoned, old, rate, constraint.init(old))
+    assert there[1].isnan().all(), "NaN in a weight is hidden"
+    assert there[[0, 2]].isfinite().all(), "NaN in one leaf reaches the others"
+    assert constraint.retract(0 * old, old, rate, constraint.init(old)).isfinite().all(), (
+        "zero weights become NaN or Inf"
+    )
+    if excess is not None:
+        _attack(constraint, norm, norm.init((3, *shape)), excess, tolerance, dtype, steps, seed)
+
+
+def _constrained(constraint: Constraint, old: Tensor, push: Tensor, rate: Rate) -> tuple[Tensor, Tensor, State]:
+    """New weights, the tangent, and the state after a step that comes out of nowhere."""
+    state, given = constraint.init(old), (old.clone(), push.clone())
+    G = constraint.tangent(old, push, state)
+    moved = old + push
+    W = constraint.retract(moved, old, rate, state)
+    untouched = torch.equal(old, given[0]) and torch.equal(push, given[1]) and torch.equal(moved, old + push)
+    assert untouched, "the constraint changes the weights or gradients that it is given"
+    assert G.shape == W.shape == old.shape, (
+        f"weights {tuple(old.shape)} become {tuple(W.shape)}, their tangent {G.shape}"
+    )
+    return W, G, state
+
+
+def _attack(
+    constraint: Constraint,
+    norm: Norm,
+    W: Tensor,
+    excess: Callable[[Tensor], Tensor],
+    tolerance: float,
+    dtype: torch.dtype,
+    steps: int,
+    seed: int,
+) -> None:
+    """Three leaves: along itself, along a fixed matrix, anew at random each time."""
+    generator = torch.Generator().manual_seed(seed)
+    W = W.to(dtype).to(torch.float32)
+    fixed = torch.randn(W.shape[1:], generator=generator)
+    state = constraint.init(W)
+    for t in range(steps):
+        eta = torch.tensor(0.1 if t % 200 < 100 else 0.02)
+        G = -torch.stack([W[0], fixed, torch.randn(W.shape[1:], generator=generator)])
+        D = norm.dualize(constraint.tangent(W, G, state))
+        W = constraint.retract(W - eta * D, W, Rate(eta, eta), state).to(dtype).to(torch.float32)
+        far = excess(W)
+        assert bool((far <= tolerance).all()), f"after {t + 1} steps leaves are outside by {far.tolist()}"
 
 
 def _stack(shape: tuple[int, ...], seed: int) -> Tensor:
