@@ -273,7 +273,10 @@ def test_bad_settings_are_one_sentence():
         (lambda: FullMoment(beta=1.5), r"beta is the weight on the past and must be in \[0, 1\], got 1\.5"),
         (lambda: SketchMoment(rank=0), "rank must be at least 1, got 0"),
         (lambda: BlockMoment().estimate(torch.ones(2, 3)), r"more than 1 axes, got \(3,\)"),
-        (lambda: FullMoment(largest=8).estimate(torch.ones(1, 3, 3)), r"\(3, 3\) would have 9² entries; use Kronecker"),
+        (
+            lambda: FullMoment(largest=8).estimate(torch.ones(1, 3, 3)),
+            r"leaf \(3, 3\) would have 9² entries; use Kronecker",
+        ),
         (lambda: DiagonalMoment().estimate(torch.ones(1, 3), torch.ones(1, 2)), r"shape \(1, 2\), these \(1, 3\)"),
         (lambda: DataMetric(power=-1.0), "power must be a finite number > 0"),
         (lambda: DataMetric(damping=-1.0), "damping must be"),

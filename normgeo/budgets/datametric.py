@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from normgeo.budgets.base import Budget
 from normgeo.budgets.checks import positive
 from normgeo.budgets.combinators import Intersection, Scaled
-from normgeo.budgets.base import Budget
 from normgeo.budgets.ellipsoid import Ellipsoid
 from normgeo.budgets.invariant import Invariant
 
@@ -22,10 +22,11 @@ class DataMetric:
 
     p = 1 is Cor. 2(iii) of the budget theory: the same gain in every direction that the gradient has, which whitens nothing
     (X0-4). p = 3/2 gives M^{-1/2} (RMSProp on a diagonal, Shampoo in full or Kronecker form), p = 2 gives M⁻¹ (natural
-    gradient). Since the set moves with M this is a family of budgets, `at(M)` one of them; its power √(B·tr M^{2-p}) is not a
+    gradient). Since the set moves with M this is a family of budgets, `at(M)` one of them; its power √(B·tr M^{2-p}) is no
     support function. damping: this share of the mean eigenvalue is added to all.
 
-    >>> DataMetric(power=2.0, B=2.0).at(torch.diag(torch.tensor([1.0, 4.0]))).maximizer(torch.diag(torch.tensor([1.0, 4.0])))
+    >>> m = torch.diag(torch.tensor([1.0, 4.0]))
+    >>> DataMetric(power=2.0, B=2.0).at(m).maximizer(m)
     tensor([[1.0000, 0.0000],
             [0.0000, 0.2500]])
     """

@@ -100,7 +100,7 @@ class FullMoment(Moment):
         g, h = G.flatten(1), H.flatten(1)
         if g.shape[1] > self.largest:
             raise ValueError(
-                f"FullMoment of a leaf of shape {tuple(G.shape[1:])} would have {g.shape[1]}² entries; use KroneckerMoment() "
+                f"FullMoment of a leaf {tuple(G.shape[1:])} would have {g.shape[1]}² entries; use KroneckerMoment() "
                 f"or DiagonalMoment(), or raise largest={self.largest}"
             )
         m = g.unsqueeze(-1) * h.unsqueeze(-2)

@@ -25,8 +25,8 @@ class Operate(Direction):
     moment: what is kept of the gradients. By default the smallest that the budget can use: Kronecker factors for leaves
     with two axes or more, the diagonal for vectors and for budgets on diagonals, all of it for budgets that are about whole
     matrices. every: the decomposition is renewed every so many steps (one for all leaves of a shape together).
-    size="norm": D is brought to norm 1 in the leaf's norm, so that lr keeps its meaning and only the budget's shape matters;
-    size="budget": D as it is. A budget on steps (`Step`) gives D from M itself.
+    size="norm": D is brought to norm 1 in the leaf's norm, so that lr keeps its meaning and only the shape of the budget
+    matters; size="budget": D as it is. A budget on steps (`Step`) gives D from M itself.
 
     >>> import normgeo as ng
     >>> model = ng.nn.MLP(8, 16, 4)

@@ -58,6 +58,10 @@ class Plan:
     identity: Mapping[str, weakref.ref[Parameter]] = field(default_factory=dict, compare=False, repr=False)
     """parameters at compile time, to find them again when their names change"""
     rebuild: Callable[[nn.Module], Plan] | None = field(default=None, compare=False, repr=False)
+    assumed: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+    """operations without a rule, and how often they ran"""
+    unused: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """frozen parameters that the output does not depend on; they have no leaf"""
     directions: Mapping[str, Direction] = field(default_factory=dict, repr=False)
     """parameter name -> the direction that a budget gives it, in place of the dual of its norm"""
 
@@ -183,11 +187,11 @@ class Plan:
         own = overrides("groups", options, wanted)
         groups: dict[tuple[int, int], dict[str, Any]] = {}
         for name in wanted:
-            options = dict(own.get(name, {}))
+            one: dict[str, Any] = dict(own.get(name, {}))
             if name in self.directions:
-                options.setdefault("direction", self.directions[name])
+                one.setdefault("direction", self.directions[name])
             key = (id(own[name]) if name in own else 0, id(self.directions.get(name)))
-            group = groups.setdefault(key, {"params": [], "leaves": [], **options})
+            group = groups.setdefault(key, {"params": [], "leaves": [], **one})
             group["params"].append(found[name])
             group["leaves"].append([leaf for leaf in self.leaves if leaf.parameter == name])
         return sorted(groups.values(), key=lambda group: len(group) > 2)
@@ -212,7 +216,8 @@ class Plan:
                 raise ValueError(f"the model has no parameter {name}; compile the plan again for this model")
             found[name] = parameter
         known = {id(p) for p in found.values()}
-        if unknown := [name for name, p in named_parameters(model).items() if id(p) not in known]:
+        others = {name: p for name, p in named_parameters(model).items() if id(p) not in known}
+        if unknown := [name for name, p in others.items() if p.requires_grad or name not in self.unused]:
             raise ValueError(f"the plan does not know {some(unknown)}; write plan = plan.extend(model)")
         return found
 
@@ -230,7 +235,7 @@ class Plan:
         return self.rebuild(model)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Plan, (self.leaves, {}, None, self.directions)
+        return _restored, (self.leaves, self.directions)
 
     def holds(self, model: nn.Module) -> list[str]:
         """Why the promise ‖f(w + Δ) - f(w)‖ ≤ ‖Δ‖ is not asserted at the model's present weights; empty if it is.
@@ -269,6 +274,11 @@ class Plan:
             else f"{typical} of {len(self.leaves)} leaves rest on typical factors: η is typical, not a bound"
         )
         lines = [table(self.leaves), f"{len(self.leaves)} leaves, mass {self.mass:.4g}; {promise}"]
+        if self.assumed:
+            each = ", ".join(f"{name} ({times})" for name, times in self.assumed.items())
+            lines.append(f"assumed, because no rule says what they do: {each}")
+        if self.unused:
+            lines.append(f"frozen and not used: {some(self.unused)}")
         for direction in dict.fromkeys(map(str, self.directions.values())):
             names = [name for name, one in self.directions.items() if str(one) == direction]
             lines.append(f"{some(names)}: {direction}")
@@ -314,3 +324,7 @@ class Plan:
         True
         """
         return cls.from_json(Path(path).read_text(encoding="utf-8"))
+
+
+def _restored(leaves: tuple[Leaf, ...], directions: Mapping[str, Direction]) -> Plan:
+    return Plan(leaves, directions=directions)
