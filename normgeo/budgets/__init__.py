@@ -11,6 +11,7 @@ from normgeo.budgets.invariant import Invariant, OnDiagonal
 from normgeo.budgets.layerwise import LayerWise
 from normgeo.budgets.moments import BlockMoment, DiagonalMoment, FullMoment, Moment
 from normgeo.budgets.numerical import NumericalWarning
+from normgeo.budgets.registry import Recipe, Setting, registry
 from normgeo.budgets.spectral import Spectral
 from normgeo.budgets.step import Penalty, Step
 
@@ -33,11 +34,14 @@ __all__ = [
     "OnDiagonal",
     "Penalty",
     "Product",
+    "Recipe",
     "Scaled",
+    "Setting",
     "SketchMoment",
     "Spectral",
     "Step",
     "Sum",
     "allot",
     "checked",
+    "registry",
 ]

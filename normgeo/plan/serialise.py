@@ -39,7 +39,7 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, str | int | float | None):
         return value
     raise TypeError(
-        f"a plan cannot be saved with {value!r} in it; norms and budgets must be dataclasses of plain values"
+        f"a plan cannot be saved with {value!r} in it; norms must be dataclasses of plain values, and so must budgets"
     )
 
 
@@ -63,8 +63,11 @@ def from_plain(value: Any) -> Any:
 
 
 def _name(cls: type) -> str:
-    """Ours by their names, others with their modules, so that none can stand in for another."""
-    return cls.__name__ if cls.__module__.startswith("normgeo.") else f"{cls.__module__}.{cls.__qualname__}"
+    """Ours by their names and, where another room has that name too, their rooms; others with their modules."""
+    package, room = (*cls.__module__.split("."), "")[:2]
+    if package != "normgeo":
+        return f"{cls.__module__}.{cls.__qualname__}"
+    return cls.__name__ if room in ("norms", "linalg", "geometry") else f"{room}.{cls.__name__}"
 
 
 def _subclasses(base: type) -> Iterator[type]:
