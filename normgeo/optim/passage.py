@@ -58,7 +58,7 @@ def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_upda
         new = torch.where(moving, new, old)
     stack.write(new, stack.present())
     written = new.to(stack.params[0].dtype)  # 16-bit weights may round a small step away
-    stack.numbers["moved"] += (written != old).flatten(1).any(1)
+    stack.numbers["moved"] += (written != old).reshape(len(stack), -1).any(1)
     if keep_update:
         move.update, move.eta = new - old, rate.eta
 
