@@ -7,6 +7,7 @@ import sys
 import click
 
 import normgeo
+from normgeo.cli.bench import bench
 from normgeo.cli.train import train
 from normgeo.lab import UserError
 
@@ -19,6 +20,7 @@ def commands() -> None:
     """Norm-based optimization for PyTorch."""
 
 
+commands.add_command(bench)
 commands.add_command(train)
 
 
