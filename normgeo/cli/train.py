@@ -114,7 +114,9 @@ def _run(
     def save(running: lab.Training | None) -> None:
         state = None if running is None else running.state()
         done = [asdict(curve) for curve in curves]
-        lab.save_checkpoint(path, {"options": options, "sha256": problem.corpus.sha256, "curves": done, "running": state})
+        lab.save_checkpoint(
+            path, {"options": options, "sha256": problem.corpus.sha256, "curves": done, "running": state}
+        )
 
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         for contender in field[len(curves) :]:

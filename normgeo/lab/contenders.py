@@ -80,9 +80,9 @@ def ours(steps: int, lr: float = 0.2, warmup: int = 20, constraint: Constraint |
     """What the compiler derives."""
     schedule = ng.steps.Linear(total=steps, warmup=warmup)
     setting = f"lr {lr:g}, {warmup} warm-up steps, linear to 0"
-    options = {} if constraint is None else {"constraint": constraint}
+    options: dict[str, Any] = {}
     if constraint is not None:
-        setting += f", {constraint}"
+        options, setting = {"constraint": constraint}, f"{setting}, {constraint}"
     return Contender("normgeo", setting, lambda model: Many(ng.optimizer(model, lr=lr, step=schedule, **options)))
 
 

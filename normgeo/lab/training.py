@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from normgeo.lab.contenders import Contender, Many
-from normgeo.lab.errors import UserError
+from normgeo.lab.errors import Diverged
 from normgeo.lab.problems import Problem
 
 __all__ = ["Curve", "Training"]
@@ -40,7 +40,9 @@ class Curve:
         """Mean training loss over the last share of the run."""
         ends = self.steps
         weights = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-        last = [(w, loss) for w, end, loss in zip(weights, ends, self.train, strict=True) if end > (1 - share) * ends[-1]]
+        last = [
+            (w, loss) for w, end, loss in zip(weights, ends, self.train, strict=True) if end > (1 - share) * ends[-1]
+        ]
         return sum(w * loss for w, loss in last) / sum(w for w, _ in last)
 
 
@@ -92,7 +94,7 @@ class Training:
         if not math.isfinite(loss):
             what = f"the loss of {self.curve.name} ({self.curve.setting}) became {loss} at step {self.step}"
             ours = self.curve.name == "normgeo"
-            raise UserError(f"--lr: {what}; try a smaller --lr" if ours else f"--compare: {what}; leave it out")
+            raise Diverged(f"--lr: {what}; try a smaller --lr" if ours else f"--compare: {what}; leave it out")
 
     def state(self) -> dict[str, Any]:
         """All that `load_state` needs, as tensors and plain data."""
