@@ -37,7 +37,9 @@ def test_a_vector_problem_sees_every_example_once_an_epoch_and_its_batches_follo
 def test_trials_are_run_once_and_kept(sources, tmp_path):
     path = tmp_path / "trials.jsonl"
     trials = Trials(path, sources, jobs=1)
-    todo = [Trial(HALF, Entry.of(maker, lr=0.01, **more), 0) for maker, more in (("ours", {"warmup": 2}), ("adamw", {}))]
+    todo = [
+        Trial(HALF, Entry.of(maker, lr=0.01, **more), 0) for maker, more in (("ours", {"warmup": 2}), ("adamw", {}))
+    ]
     assert set(trials.run(todo)) == set(todo)
     assert not list(trials.run(todo))
     with path.open("a") as file:
@@ -48,7 +50,7 @@ def test_trials_are_run_once_and_kept(sources, tmp_path):
     assert path.read_text().endswith("\n")
     assert 0.4 < again[todo[0]].accuracy <= 1
     path.write_text("nonsense\n" + path.read_text())
-    with pytest.raises(UserError, match="line 1 of .* is not a trial"):
+    with pytest.raises(UserError, match=r"line 1 of .* is not a trial"):
         Trials(path, sources)
 
 
@@ -88,7 +90,7 @@ def test_a_comparison_tunes_on_the_first_seed_and_then_runs_the_best_on_all():
     rounds = list(study.rounds(table, 3))
     assert rounds[0] == [Trial("p", entry, 0) for entry in grid]
     assert rounds[1] == [Trial("p", grid[1], 1), Trial("p", grid[1], 2)]
-    ((name, setting, train, validation, accuracy),) = study.rows(table, 3)
+    ((name, setting, _, validation, accuracy),) = study.rows(table, 3)
     assert (name, validation, accuracy) == ("AdamW", "1.000 ± 1.000", "")
     assert "lr 0.2" in setting
     assert "best of 3" in setting

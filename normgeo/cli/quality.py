@@ -27,7 +27,9 @@ TRIALS, RESULTS = "trials.jsonl", "results.json"
 @click.option("--classes", type=click.Path(path_type=Path), help="An .npz with x_train, y_train, x_test, y_test.")
 @click.option("--studies", default=",".join(lab.studies()), show_default=True, help="Which, separated by commas.")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="For weights and batches.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at once; a thread each if several.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs at once; a thread each if several."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/quality"), show_default=True, help="Folder.")
 def quality(text: Path | None, classes: Path | None, studies: str, seeds: int, jobs: int, out: Path) -> None:
     """Compare training with AdamW and Muon, and measure whether the best learning rate moves with width and depth.
