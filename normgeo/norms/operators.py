@@ -38,8 +38,10 @@ class RMSToRMS(Norm):
         return (self.polar(trailing(g, 2)) * _aspect(g)).to(g.dtype)
 
     def project(self, w: Tensor) -> Tensor:
-        u, s, vt = svd(trailing(w, 2))
-        return ((u * s.clamp_max(_aspect(w)).unsqueeze(-2)) @ vt).to(w.dtype)
+        x = trailing(w, 2)
+        u, s, vt = svd(x)
+        excess = (s - _aspect(w)).clamp_min(0).unsqueeze(-2)
+        return (x - (u * excess) @ vt).to(w.dtype)  # exactly w inside the ball
 
     def init(
         self,

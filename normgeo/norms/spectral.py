@@ -82,8 +82,9 @@ class Spectral(Norm):
         return self.polar(trailing(g, 2)).to(g.dtype)
 
     def project(self, w: Tensor) -> Tensor:
-        u, s, vt = svd(trailing(w, 2))
-        return ((u * s.clamp_max(1).unsqueeze(-2)) @ vt).to(w.dtype)
+        x = trailing(w, 2)
+        u, s, vt = svd(x)
+        return (x - (u * (s - 1).clamp_min(0).unsqueeze(-2)) @ vt).to(w.dtype)  # exactly w inside the ball
 
 
 @dataclass(frozen=True)

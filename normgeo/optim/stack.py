@@ -50,7 +50,8 @@ class Stack:
         self.params = [parameter for parameter, _ in entries]
         self.leaves = [leaf for _, leaf in entries]
         self.norm = self.leaves[0].norm
-        self.rule, self.iterate, self.constraint, self.step = parts.rule, parts.iterate, parts.constraint, parts.step
+        self.rule, self.iterate, self.step = parts.rule, parts.iterate, parts.step
+        self.constraint = parts.constraint.bind(self.norm)
         self.direction = parts.direction or Dualize(self.norm)
         first = self.params[0]
         self.dtype = torch.float32 if first.dtype in (torch.bfloat16, torch.float16) else first.dtype
