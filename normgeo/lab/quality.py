@@ -12,6 +12,7 @@ from statistics import mean, stdev
 
 import numpy as np
 
+from normgeo.constraints import Decay
 from normgeo.lab.corpus import standard_library, text_file
 from normgeo.lab.errors import UserError
 from normgeo.lab.problems import Classify, Problem, Settings, Text, labelled_file
@@ -187,31 +188,38 @@ class Parabola:
 
 def studies() -> dict[str, Study]:
     """The studies of `normgeo bench quality`."""
-    adamw = [Entry.of("adamw", lr=lr) for lr in (1e-3, 3e-3, 1e-2, 3e-2)]
-    muon = [Entry.of("muon", lr=lr, lr_rest=rest) for lr in (0.03, 0.06, 0.12) for rest in (3e-3, 1e-2)]
-    lrs = (0.05, 0.1, 0.2, 0.4, 0.8)
-    sweep = {
-        "normgeo": [Entry.of("ours", lr=lr) for lr in lrs],
-        "AdamW": [Entry.of("adamw", lr=lr) for lr in (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)],
-        "Muon + AdamW": [Entry.of("muon", lr=lr, lr_rest=1e-2) for lr in (0.01, 0.02, 0.04, 0.08, 0.16)],
+    ours = {
+        "normgeo": [Entry.of("ours", lr=0.2)],
+        "normgeo, decay": [Entry.of("ours", lr=0.2, constraint=Decay(0.045))],
     }
+    text_field = {
+        **ours,
+        "AdamW": [Entry.of("adamw", lr=lr) for lr in (3e-3, 1e-2, 3e-2)],
+        "Muon + AdamW": [
+            Entry.of("muon", lr=lr, lr_rest=rest)
+            for lr, rest in ((0.03, 1e-2), (0.06, 3e-3), (0.06, 1e-2), (0.12, 1e-2))
+        ],
+    }
+    classes_field = {
+        **ours,
+        "AdamW": [Entry.of("adamw", lr=lr) for lr in (3e-4, 1e-3, 3e-3, 1e-2)],
+        "Muon + AdamW, decay 0.1": [Entry.of("muon", lr=lr, lr_rest=1e-3) for lr in (0.03, 0.1, 0.3)],
+        "Muon + AdamW, decay 0": [Entry.of("muon", lr=lr, lr_rest=1e-3, decay=0.0) for lr in (0.01, 0.03, 0.1)],
+    }
+    sweep = {
+        "normgeo": [Entry.of("ours", lr=lr) for lr in (0.1, 0.2, 0.4, 0.8)],
+        "AdamW": [Entry.of("adamw", lr=lr) for lr in (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)],
+        "Muon + AdamW": [Entry.of("muon", lr=lr, lr_rest=1e-2) for lr in (0.02, 0.04, 0.08, 0.16)],
+    }
+    gpt, mlp = ["gpt width 128 depth 3 steps 500"], ["mlp width 256 steps 1950"]
+    widths = [f"mlp width {width} steps 195" for width in (64, 256, 1024)]
+    depths = [f"gpt width 64 depth {depth} batch 16 steps 150" for depth in (2, 4, 8, 16)]
     return {
-        "gpt": Comparison(
-            "GPT of width 128, depth 3: validation loss after 500 steps",
-            ["gpt width 128 depth 3 steps 500"],
-            {"normgeo": [Entry.of("ours", lr=0.2)], "AdamW": adamw, "Muon + AdamW": muon},
-            "validation",
-        ),
-        "width": Transfer(
-            "one learning rate for MLPs of all widths, 195 steps",
-            [f"mlp width {width} steps 195" for width in (64, 256, 1024)],
-            sweep,
-        ),
-        "depth": Transfer(
-            "one learning rate for GPTs of all depths, width 64, 200 steps",
-            [f"gpt width 64 depth {depth} steps 200" for depth in (2, 4, 8, 16)],
-            sweep,
-        ),
+        "gpt": Comparison("GPT of width 128, depth 3, 500 steps", gpt, text_field, "validation"),
+        "mlp": Comparison("MLP of width 256, 1950 steps, tuned for accuracy", mlp, classes_field, "accuracy"),
+        "fit": Comparison("MLP of width 256, 1950 steps, tuned for training loss", mlp, classes_field, "train"),
+        "width": Transfer("one learning rate for MLPs of all widths, 195 steps", widths, sweep),
+        "depth": Transfer("one learning rate for GPTs of all depths, width 64, 150 steps", depths, sweep),
     }
 
 
