@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -86,6 +87,9 @@ class Spectral(Norm):
         u, s, vt = svd(x)
         return (x - (u * (s - 1).clamp_min(0).unsqueeze(-2)) @ vt).to(w.dtype)  # exactly w inside the ball
 
+    def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        return f(w)
+
 
 @dataclass(frozen=True)
 class Frobenius(Norm):
@@ -109,6 +113,9 @@ class Frobenius(Norm):
     def project(self, w: Tensor) -> Tensor:
         x = trailing(w, 2)
         return (x / l2(x, 2).clamp_min(1)).to(w.dtype)
+
+    def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        return f(w.flatten(-2).unsqueeze(-1)).reshape(w.shape)
 
 
 @dataclass(frozen=True)
