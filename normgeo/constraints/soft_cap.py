@@ -22,10 +22,10 @@ class SoftCap(Measured):
     so for t ≤ 1/3 p rises on [0, k] and no value passes p(k): t is the root of f(t) = 1 - ρ/k, or 1/3 if that is larger,
     when p(k) = .765·k. b starts as the norm of the weight and becomes max(ρ, p(k)).
 
-    Invariant: ‖W‖ ≤ b up to rounding (1e-6·b in float32; up to .02·b was seen in bfloat16, where errors add up), and b = ρ from the start for weights that start inside and steps of η·r ≤ .307·ρ;
-    else b comes back to ρ by .765 a step. For iterates that write W - η·r·D with ‖D‖ ≤ `overshoot`: 1 for "tight" and
-    "exact" precision, 1.03 for "fast". Values x
-    below ρ shrink too, by about 3α²x⁵. `norm` must be one in which ‖D‖ ≤ `overshoot`.
+    Invariant: ‖W‖ ≤ b up to rounding (1e-6·b in float32; up to .02·b was seen in bfloat16, where errors add up), and b = ρ
+    from the start for weights that start inside and steps of η·r ≤ .307·ρ; else b comes back to ρ by .765 a step. For
+    iterates that write W - η·r·D with ‖D‖ ≤ `overshoot`: 1 for "tight" and "exact" precision, 1.03 for "fast"; a `norm` of
+    your own must be one in which that holds. Values x below ρ shrink too, by about 3α²x⁵.
 
     Source: Newhouse et al., arXiv 2507.13338. A published implementation takes the smallest root without asking whether p
     rises, and divides the step by √(out/in) where the weight is divided already, so tall layers outgrow their cap.

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from normgeo.linalg import Polar, PolarExpress, l2, svd
+from normgeo.linalg import Polar, PolarExpress, l2
 from normgeo.norms.base import Norm, gaussian, trailing
-from normgeo.norms.spectral import singular_values
+from normgeo.norms.spectral import capped, singular_values
 from normgeo.norms.vectors import rms, rms_project, rms_unit, sign, unit
 
 __all__ = ["L1ToLinf", "L1ToRMS", "RMSToLinf", "RMSToRMS"]
@@ -38,10 +38,7 @@ class RMSToRMS(Norm):
         return (self.polar(trailing(g, 2)) * _aspect(g)).to(g.dtype)
 
     def project(self, w: Tensor) -> Tensor:
-        x = trailing(w, 2)
-        u, s, vt = svd(x)
-        excess = (s - _aspect(w)).clamp_min(0).unsqueeze(-2)
-        return (x - (u * excess) @ vt).to(w.dtype)  # exactly w inside the ball
+        return capped(w, _aspect(w))
 
     def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
         c = _aspect(w)
