@@ -375,6 +375,15 @@ def test_the_soft_cap_undoes_the_largest_step_exactly(share, seed):
         torch.testing.assert_close(state["bound"], torch.tensor([2.0], dtype=torch.float64), rtol=1e-7, atol=0)
 
 
+@pytest.mark.parametrize("constraint", CONSTRAINTS, ids=str)
+def test_a_step_size_per_weight_that_is_the_same_for_all_is_one_step_size(constraint):
+    """Step sizes may have any shape that broadcasts against the weights."""
+    constraint, W = constraint.bind(RMSToRMS()), gaussian(2, 4, 3)
+    one, each = torch.tensor(0.3).double(), torch.full((2, 4, 3), 0.3).double()
+    new = [constraint.retract(1.1 * W, W, Rate(eta, eta, 0.5), constraint.init(W)) for eta in (one, each)]
+    torch.testing.assert_close(*new)
+
+
 def test_the_soft_cap_brings_weights_back_by_the_stated_factor():
     cap = SoftCap(1.0).bind(Spectral())
     W = 10.0 * frame(5, 3, 0)[None]

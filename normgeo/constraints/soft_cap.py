@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from normgeo.constraints.base import Rate
-from normgeo.constraints.measured import Measured, along_leaves, check_radius
+from normgeo.constraints.measured import Measured, along_leaves, check_radius, largest
 
 __all__ = ["SoftCap"]
 
@@ -50,7 +50,7 @@ class SoftCap(Measured):
         return {"bound": self.measure().norm(W).clamp_min(self.radius)}
 
     def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
-        k = along_leaves(state["bound"], W) + rate.eta * rate.radius * self.overshoot
+        k = along_leaves(state["bound"], W) + largest(rate.eta, W) * rate.radius * self.overshoot
         t = _root(1 - self.radius / k)
         state["bound"] = (k * (1 - t) * (1 + t * (1 - t) ** 2)).clamp_min(self.radius).reshape(-1)
         alpha = t / k**2

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from normgeo.constraints.base import Rate
 from normgeo.constraints.decay import check_strength
-from normgeo.constraints.measured import Measured
+from normgeo.constraints.measured import Measured, largest
 from normgeo.linalg import leading
 
 __all__ = ["SpectralDecay"]
@@ -35,7 +35,7 @@ class SpectralDecay(Measured):
         check_strength(type(self).__name__, self.strength)
 
     def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
-        share = (rate.eta * self.strength).clamp_max(1)
+        share = (largest(rate.eta, W) * self.strength).clamp_max(1)
 
         def shrink(x: Tensor) -> Tensor:
             image, v = leading(x)
