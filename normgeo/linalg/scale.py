@@ -12,7 +12,7 @@ def exponent(x: Tensor, ndim: int) -> Tensor:  # (*b, *d) -> (*b, 1, ..., 1)
     >>> exponent(torch.tensor([3.0, -0.5]), ndim=1)
     tensor([2], dtype=torch.int32)
     """
-    largest = x.abs().amax(dim=tuple(range(-ndim, 0)), keepdim=True)
+    largest = x.detach().abs().amax(dim=tuple(range(-ndim, 0)), keepdim=True)
     return torch.frexp(largest).exponent
 
 

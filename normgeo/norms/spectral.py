@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +15,22 @@ from normgeo.norms.base import Norm, trailing
 from normgeo.norms.gauges import ky_fan_cap, power_cap, simplex_cap
 from normgeo.norms.vectors import unit
 
-__all__ = ["Frobenius", "KyFan", "Nuclear", "Schatten", "Spectral", "singular_values"]
+__all__ = ["Frobenius", "KyFan", "Nuclear", "Schatten", "Spectral", "capped", "decomposed", "singular_values"]
+
+
+def decomposed(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (*b, m, n) -> (*b, m, k), (*b, k), (*b, k, n)
+    """U, σ, Vᵀ of matrices of any scale; σ is infinite where it leaves the range of the dtype."""
+    w = trailing(w, 2)
+    e = exponent(w, 2)
+    u, s, vt = svd(shift(w, -e))
+    return u, shift(s, e.squeeze(-1)), vt
+
+
+def capped(w: Tensor, cap: float) -> Tensor:  # (*b, m, n) -> (*b, m, n)
+    """w with its singular values at most `cap`: w itself, bit for bit, where they are."""
+    u, s, vt = decomposed(w)
+    inside = (s.amax(-1) <= cap)[..., None, None]
+    return torch.where(inside, trailing(w, 2), (u * s.clamp_max(cap).unsqueeze(-2)) @ vt).to(w.dtype)
 
 
 def singular_values(w: Tensor) -> Tensor:  # (*b, m, n) -> (*b, k)
@@ -57,7 +73,7 @@ class _Gauge(Norm):
         return ((u * self.best(s).unsqueeze(-2)) @ vt).to(g.dtype)
 
     def project(self, w: Tensor) -> Tensor:
-        u, s, vt = svd(trailing(w, 2))
+        u, s, vt = decomposed(w)
         return ((u * self.cap(s).unsqueeze(-2)) @ vt).to(w.dtype)
 
 
@@ -82,9 +98,10 @@ class Spectral(Norm):
         return self.polar(trailing(g, 2)).to(g.dtype)
 
     def project(self, w: Tensor) -> Tensor:
-        x = trailing(w, 2)
-        u, s, vt = svd(x)
-        return (x - (u * (s - 1).clamp_min(0).unsqueeze(-2)) @ vt).to(w.dtype)  # exactly w inside the ball
+        return capped(w, 1)
+
+    def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        return f(w)
 
 
 @dataclass(frozen=True)
@@ -109,6 +126,9 @@ class Frobenius(Norm):
     def project(self, w: Tensor) -> Tensor:
         x = trailing(w, 2)
         return (x / l2(x, 2).clamp_min(1)).to(w.dtype)
+
+    def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        return f(w.flatten(-2).unsqueeze(-1)).reshape(w.shape)
 
 
 @dataclass(frozen=True)
