@@ -52,8 +52,8 @@ def compile(
     output: which of the tensors that the model gives counts, by name, position or function; by default the tensor itself,
     .logits, .last_hidden_state or the only floating tensor. masses, norms, radii: values by pattern of leaf or module
     names; a mass is that of each leaf. budgets: by pattern of parameter names, operators on gradients in place of the dual
-    of the leaf's norm, `optim.Operate(budget)`; give an Operate to say more. roles: what parameters are used as, if not what
-    is found, by pattern. splits: the blocks of fused parameters, as `{"*.qkv": "(three h d) i -> three h d i"}`.
+    of the leaf's norm, `optim.Operate(budget)`; or an Operate. roles: what parameters are used as, by pattern,
+    in place of what is found. splits: blocks of fused parameters, as `{"*.qkv": "(three h d) i -> three h d i"}`.
     strict=True makes an assumed factor an error. Nothing is JIT-compiled, and the model is left as it was.
 
     >>> import normgeo as ng
