@@ -1,26 +1,36 @@
-"""Mass, sensitivity and the graph: how a change of each weight reaches the output of the network."""
+"""Mass, sensitivity, sharpness and the graph: how a change of each weight reaches the output of the network."""
 
+from normgeo.geometry.curvature import LINEAR, PIECEWISE_LINEAR, Curvature, entrywise
 from normgeo.geometry.declare import GeometryError, declare, register, trace, unwrapped
 from normgeo.geometry.factor import Factor, assumed, bound, typical
 from normgeo.geometry.graph import Graph, Node, Use
 from normgeo.geometry.layout import Layout
 from normgeo.geometry.leaf import Leaf, View
 from normgeo.geometry.mass import mass, tare
+from normgeo.geometry.sharpness import Sharpness, Term, curvature, sharpness
 
 __all__ = [
+    "LINEAR",
+    "PIECEWISE_LINEAR",
+    "Curvature",
     "Factor",
     "GeometryError",
     "Graph",
     "Layout",
     "Leaf",
     "Node",
+    "Sharpness",
+    "Term",
     "Use",
     "View",
     "assumed",
     "bound",
+    "curvature",
     "declare",
+    "entrywise",
     "mass",
     "register",
+    "sharpness",
     "tare",
     "trace",
     "typical",

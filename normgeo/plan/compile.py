@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from normgeo.geometry import Factor, GeometryError, Graph, Leaf, Node, Use, bound, trace, unwrapped
+from normgeo.geometry import Factor, GeometryError, Graph, Leaf, Node, Use, bound, sharpness, trace, unwrapped
 from normgeo.norms import Norm
 from normgeo.optim import Optimizer
 from normgeo.plan.names import named_parameters, some
@@ -72,7 +72,8 @@ def _compile(
             f"{some(unknown)}: the sensitivity is assumed; register the modules behind it or drop strict=True"
         )
     again = functools.partial(_compile, sizes=sizes, masses=masses, norms=norms, radii=radii, strict=strict)
-    return Plan(tuple(leaves), {name: weakref.ref(p) for name, p in parameters.items()}, again)
+    second = sharpness(graph, output, _radii(graph, leaves, parameters))
+    return Plan(tuple(leaves), {name: weakref.ref(p) for name, p in parameters.items()}, again, second)
 
 
 def optimizer(model: nn.Module, example_inputs: Sequence[Any] | None = None, **options: Any) -> Optimizer:
@@ -191,6 +192,19 @@ def _leaf(
         view=first.view,
         trainable=parameter.requires_grad,
     )
+
+
+def _radii(graph: Graph, leaves: Sequence[Leaf], parameters: Mapping[str, Parameter]) -> list[Factor]:
+    """How far the parameter of each use moves when ‖Δ‖ = 1; in another norm than the declared one that is not a bound."""
+    by_name = {leaf.name: leaf for leaf in leaves}
+    names = {id(parameter): name for name, parameter in parameters.items()}
+
+    def radius(use: Use) -> Factor:
+        name = names[id(use.parameter)]
+        leaf = by_name[f"{name}[{use.block}]" if use.block else name]
+        return Factor(leaf.radius if leaf.trainable else 0.0, "bound" if leaf.norm == use.norm else "typical")
+
+    return [radius(use) for use in graph.uses]
 
 
 def _with_masses(leaves: Sequence[Leaf], masses: Mapping[str, float] | None) -> list[Leaf]:

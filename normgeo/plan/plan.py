@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from normgeo.geometry import Leaf
+from normgeo.geometry import Leaf, Sharpness
 from normgeo.linalg import SVD, Polar, PolarExpress
 from normgeo.norms import with_polar
 from normgeo.optim import Optimizer
@@ -58,6 +58,7 @@ class Plan:
     identity: Mapping[str, weakref.ref[Parameter]] = field(default_factory=dict, compare=False, repr=False)
     """parameters at compile time, to find them again when their names change"""
     rebuild: Callable[[nn.Module], Plan] | None = field(default=None, compare=False, repr=False)
+    second: Sharpness | None = field(default=None, compare=False, repr=False)
 
     # ---- the modular norm
 
@@ -240,6 +241,25 @@ class Plan:
         out = [f"{leaf.name}: x·μ is {leaf.known}" for leaf in moving if leaf.known != "bound"]
         sizes = self.sizes(model)
         return out + [f"{n}: its norm is {s:.4g}, outside the unit ball" for n, s in sizes.items() if not s <= 1 + 1e-5]
+
+    def sharpness(self) -> Sharpness:
+        """α, β, γ: how far the promise, which is for small steps, can be off for a step of size ‖Δ‖,
+
+            ‖f(w + Δ) - f(w) - Df[Δ]‖ ≤ α/2·‖Δ‖²,
+
+        for w and w + Δ in their unit balls. A worst case over all weights and inputs, with the dimension factors that it
+        prints; no step size rests on it. `of_loss` makes the sharpness λ of a loss of it.
+
+        >>> import normgeo as ng
+        >>> print(ng.compile(ng.nn.Linear(8, 4) @ ng.nn.Linear(8, 8)).sharpness())
+        α 0.5, β 1, γ 0 (bounds)
+          linear  100 %  of α
+        """
+        if self.second is None:
+            raise ValueError(
+                "a loaded or copied plan does not know the network; write normgeo.compile(model).sharpness()"
+            )
+        return self.second
 
     def sizes(self, model: nn.Module | None = None) -> dict[str, float]:
         """leaf name -> norm of the weight as it is now.
