@@ -8,7 +8,23 @@ from hypothesis import strategies as st
 
 from normgeo import rules, steps
 from normgeo.rules import HeavyBall, Momentum, Plain, Rule
-from normgeo.steps import WSD, Constant, Cosine, Linear, Stats, StepSize, StepState
+from normgeo.steps import (
+    WSD,
+    Constant,
+    Cosine,
+    Exponential,
+    Linear,
+    OneCycle,
+    Product,
+    Spike,
+    Sqrt,
+    Stairs,
+    Stats,
+    StepSize,
+    StepState,
+    Table,
+    Warmup,
+)
 from normgeo.steps.base import Move
 from normgeo.testing import check_rule, check_step
 
@@ -26,6 +42,15 @@ STEPS = [
     Linear(100, warmup=10, final=0.1),
     Cosine(100, warmup=5),
     WSD(100, warmup=5, cooldown=0.3),
+    WSD(100, decay="lowered-linear"),
+    Exponential(30),
+    OneCycle(100, warmup=30),
+    Spike(10),
+    Sqrt(100, warmup=5),
+    Stairs(30),
+    Table((0.5, 1.0, 0.25)),
+    Warmup(10),
+    Product(Warmup(10), Stairs(30)),
 ]
 
 

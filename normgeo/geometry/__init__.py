@@ -7,6 +7,7 @@ from normgeo.geometry.graph import Graph, Node, Use
 from normgeo.geometry.layout import Layout
 from normgeo.geometry.leaf import Leaf, View
 from normgeo.geometry.mass import mass, tare
+from normgeo.geometry.reading import Operation, operation
 from normgeo.geometry.sharpness import Sharpness, Term, curvature, sharpness
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Layout",
     "Leaf",
     "Node",
+    "Operation",
     "Sharpness",
     "Term",
     "Use",
@@ -29,6 +31,7 @@ __all__ = [
     "declare",
     "entrywise",
     "mass",
+    "operation",
     "register",
     "sharpness",
     "tare",

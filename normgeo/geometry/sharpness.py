@@ -53,8 +53,8 @@ class Sharpness:
     weights in their unit balls and inputs no larger than declared. None where an operation does not say how it bends.
 
     >>> import normgeo as ng
-    >>> found = ng.compile(ng.nn.Linear(64, 4) @ ng.nn.Tanh() @ ng.nn.Linear(8, 64)).sharpness()
-    >>> print(found)
+    >>> model = ng.nn.Linear(64, 4) @ ng.nn.Tanh() @ ng.nn.Linear(8, 64)
+    >>> print(ng.compile(model).sharpness(model))
     α 2.04, β 4.079, γ 6.158 (bounds)
       tanh    75 %  of α, with a dimension factor of 8 in it
       linear  25 %  of α
@@ -86,7 +86,8 @@ class Sharpness:
             cross-entropy behind a head of norm RMSToLinf     G = 2, S = 1 (α and gain then hold for the largest logit)
 
         >>> import normgeo as ng
-        >>> ng.compile(ng.nn.Linear(8, 4) @ ng.nn.Linear(8, 8)).sharpness().of_loss(2.0).value
+        >>> model = ng.nn.Linear(8, 4) @ ng.nn.Linear(8, 8)
+        >>> ng.compile(model).sharpness(model).of_loss(2.0).value
         2.0
         """
         for name, value in (("gradient", gradient), ("curvature", curvature)):

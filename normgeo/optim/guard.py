@@ -59,13 +59,17 @@ class Guard:
             raise ValueError(f'nonfinite must be one of "skip", "zero", "raise", got {policy!r}')
         self.policy = policy
         self.skipped = 0
+        self._seen = "the gradient"
         self._pending: tuple[Tensor, torch.cuda.Event | None, list[str]] | None = None
 
-    def __call__(self, names: list[str], grads: list[Tensor]) -> Verdict:
+    def __call__(self, names: list[str], grads: list[Tensor], loss: Tensor | None = None) -> Verdict:
         self.report()
         if not grads:
             return Verdict(step=False)
         finite = _finite(grads)
+        self._seen = "the gradient" if loss is None else "the loss or the gradient"
+        if loss is not None:  # a step size that looks at the loss would take its NaN to all parameters
+            finite = finite & torch.as_tensor(loss).detach().isfinite().to(finite.device)
         together = self.policy != "zero"
         if self.policy != "raise" and self.deferred(finite):
             self._pending = (*_fetch(finite), names)
@@ -95,7 +99,7 @@ class Guard:
     def _tell(self, finite: Tensor, names: list[str]) -> None:
         bad = [name for name, ok in zip(names, finite.tolist(), strict=True) if not ok]
         listed = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-        fact = f"NaN or Inf in the gradient of {listed}"
+        fact = f"NaN or Inf in {self._seen} of {listed}"
         if self.policy == "raise":
             raise NonFiniteError(f'{fact}; no weight or state was changed. nonfinite="skip" would drop such steps')
         self.skipped += self.policy == "skip"

@@ -34,16 +34,20 @@ def direct(stack: Stack, living: Tensor | None, stats: Stats, graph: dict[Parame
         G = torch.where(living.to(G.device).reshape(stack.radius.shape), G, 0)
     G = stack.constraint.tangent(W, G, state["constraint"])
     M = stack.rule.update(G, state["rule"])
-    seen = stats if graph is None else Stats(stats.count, stats.loss, hvp=hessian_vector_product(stack, graph))
+    seen = stats
+    if graph is not None:
+        product = hessian_vector_product([stack], graph)
+        seen = Stats(stats.count, stats.loss, hvp=lambda V: product([V])[0])
     stack.direction.observe(G, state["direction"], seen)
-    return Move(G, M, stack.direction(M, state["direction"], W), W, stack.radius)
+    return Move(G, M, stack.direction(M, state["direction"], W), W, stack.radius, stack.leaves)
 
 
 def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_update: bool) -> None:
     """From the unit direction to the weights; at η = 0 nothing moves, whatever the constraint would do."""
     old = move.W
-    new = stack.iterate.write(old, move.radius * move.D, rate.eta, stack.state["iterate"])
-    new = stack.constraint.retract(new, old, rate, stack.state["constraint"])
+    step = stack.iterate.write(old, move.radius * move.D, rate.eta, stack.state["iterate"])
+    new = stack.constraint.retract(step, old, rate, stack.state["constraint"])
+    stack.iterate.follow(new, step, stack.state["iterate"])
     moving = rate.eta != 0
     if not stack.all_may_move:
         moving = moving & (stack.radius > 0)  # a leaf of mass 0 is not moved by its constraint either
@@ -54,15 +58,15 @@ def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_upda
         new = torch.where(moving, new, old)
     stack.write(new, stack.present())
     written = new.to(stack.params[0].dtype)  # 16-bit weights may round a small step away
-    stack.numbers["moved"] += (written != old).flatten(1).any(1)
+    stack.numbers["moved"] += (written != old).reshape(len(stack), -1).any(1)
     if keep_update:
-        move.update = new - old
+        move.update, move.eta = new - old, rate.eta
 
 
 def rate(group: dict[str, Any], factor: Tensor, move: Move) -> Rate:
     """η = lr·factor, and the same over the lr that the group was made with."""
     factor = factor.to(move.W)
-    if factor.ndim:
+    if factor.ndim == 1:
         factor = factor.reshape(move.radius.shape)
     eta = group["lr"] * factor
     return Rate(eta, eta / group["base_lr"] if group["base_lr"] else torch.zeros_like(eta))

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from normgeo.geometry import Leaf, Sharpness
+from normgeo.geometry import Factor, Graph, Leaf, Node, Sharpness, sharpness, unwrapped
+from normgeo.geometry.factor import Known
 from normgeo.linalg import SVD, Polar, PolarExpress
 from normgeo.norms import with_polar
 from normgeo.optim import Optimizer
@@ -58,7 +59,12 @@ class Plan:
     identity: Mapping[str, weakref.ref[Parameter]] = field(default_factory=dict, compare=False, repr=False)
     """parameters at compile time, to find them again when their names change"""
     rebuild: Callable[[nn.Module], Plan] | None = field(default=None, compare=False, repr=False)
-    second: Sharpness | None = field(default=None, compare=False, repr=False)
+    assumed: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+    """operations without a rule, and how often they ran"""
+    unused: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """frozen parameters that the output does not depend on; they have no leaf"""
+    graph: Callable[[nn.Module], tuple[Graph, Node]] | None = field(default=None, compare=False, repr=False)
+    """draws the graph of operations anew, for models whose modules declare theirs"""
 
     # ---- the modular norm
 
@@ -208,7 +214,8 @@ class Plan:
                 raise ValueError(f"the model has no parameter {name}; compile the plan again for this model")
             found[name] = parameter
         known = {id(p) for p in found.values()}
-        if unknown := [name for name, p in named_parameters(model).items() if id(p) not in known]:
+        others = {name: p for name, p in named_parameters(model).items() if id(p) not in known}
+        if unknown := [name for name, p in others.items() if p.requires_grad or name not in self.unused]:
             raise ValueError(f"the plan does not know {some(unknown)}; write plan = plan.extend(model)")
         return found
 
@@ -242,7 +249,7 @@ class Plan:
         sizes = self.sizes(model)
         return out + [f"{n}: its norm is {s:.4g}, outside the unit ball" for n, s in sizes.items() if not s <= 1 + 1e-5]
 
-    def sharpness(self) -> Sharpness:
+    def sharpness(self, model: nn.Module) -> Sharpness:
         """α, β, γ: how far the promise, which is for small steps, can be off for a step of size ‖Δ‖,
 
             ‖f(w + Δ) - f(w) - Df[Δ]‖ ≤ α/2·‖Δ‖²,
@@ -251,15 +258,27 @@ class Plan:
         prints; no step size rests on it. `of_loss` makes the sharpness λ of a loss of it.
 
         >>> import normgeo as ng
-        >>> print(ng.compile(ng.nn.Linear(8, 4) @ ng.nn.Linear(8, 8)).sharpness())
+        >>> model = ng.nn.Linear(8, 4) @ ng.nn.Linear(8, 8)
+        >>> print(ng.compile(model).sharpness(model))
         α 0.5, β 1, γ 0 (bounds)
           linear  100 %  of α
         """
-        if self.second is None:
+        if self.graph is None:
             raise ValueError(
-                "a loaded or copied plan does not know the network; write normgeo.compile(model).sharpness()"
+                "second derivatives are declared by modules, and this plan was recorded from a forward pass, loaded or "
+                "copied; write normgeo.compile(model).sharpness(model), with modules of normgeo.nn or registered ones"
             )
-        return self.second
+        names = {id(parameter): name for name, parameter in self.find(model).items()}
+        leaves = {leaf.name: leaf for leaf in self.leaves}
+        graph, output = self.graph(unwrapped(model))
+        radii = []
+        for use in graph.uses:
+            name = names[id(use.parameter)]
+            leaf = leaves[f"{name}[{use.block}]" if use.block else name]
+            # What a module declares holds for the norm that it declares it in.
+            known: Known = "bound" if leaf.norm == use.norm else "typical"
+            radii.append(Factor(leaf.radius if leaf.trainable else 0.0, known))
+        return sharpness(graph, output, radii)
 
     def sizes(self, model: nn.Module | None = None) -> dict[str, float]:
         """leaf name -> norm of the weight as it is now.
@@ -283,7 +302,13 @@ class Plan:
             if not typical
             else f"{typical} of {len(self.leaves)} leaves rest on typical factors: η is typical, not a bound"
         )
-        return f"{table(self.leaves)}\n{len(self.leaves)} leaves, mass {self.mass:.4g}; {promise}"
+        lines = [table(self.leaves), f"{len(self.leaves)} leaves, mass {self.mass:.4g}; {promise}"]
+        if self.assumed:
+            each = ", ".join(f"{name} ({times})" for name, times in self.assumed.items())
+            lines.append(f"assumed, because no rule says what they do: {each}")
+        if self.unused:
+            lines.append(f"frozen and not used: {some(self.unused)}")
+        return "\n".join(lines)
 
     def to_json(self) -> str:
         """The plan as JSON; `from_json` gives it back."""

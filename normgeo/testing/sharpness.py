@@ -40,9 +40,9 @@ def check_sharpness(
     """
     model = unwrapped(model)
     plan = plan or compile_plan(model, tuple(inputs))
-    alpha, unit = plan.sharpness().alpha, exact(plan)
-    if alpha is None:
-        raise ValueError(plan.sharpness().unknown)
+    found, unit = plan.sharpness(model), exact(plan)
+    if found.alpha is None:
+        raise ValueError(found.unknown)
     weights = {name: p.detach() for name, p in named_parameters(model).items()}
     f = function_of_weights(model, inputs)
     axis, random = output_axis(model, inputs), torch.Generator().manual_seed(seed)
@@ -59,10 +59,10 @@ def check_sharpness(
                 y = bent(b)
                 worst = max(worst, float(y.movedim(axis, -1).square().mean(-1).sqrt().max()))
                 a, b = unit.dualize(pull(norming(y, axis))), a
-    if alpha.known == "bound" and not plan.holds(model):
+    if found.alpha.known == "bound" and not plan.holds(model):
         slack = math.prod(max(1.0, size) for size in plan.sizes(model).values())
-        assert worst <= slack * alpha.value * (1 + tolerance), (
-            f"‖D²f[Δ, Δ']‖ reaches {worst:.6g} for Δ, Δ' of modular norm 1, and α is {alpha.value:.6g}"
+        assert worst <= slack * found.alpha.value * (1 + tolerance), (
+            f"‖D²f[Δ, Δ']‖ reaches {worst:.6g} for Δ, Δ' of modular norm 1, and α is {found.alpha.value:.6g}"
         )
     return worst
 
