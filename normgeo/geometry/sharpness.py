@@ -23,7 +23,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from normgeo.geometry.curvature import Curvature
+from normgeo.geometry.curvature import LINEAR, Curvature
 from normgeo.geometry.factor import Factor, bound, total
 from normgeo.geometry.graph import ONE, ZERO, Graph, Node, Use
 
@@ -69,12 +69,13 @@ class Sharpness:
     @property
     def unknown(self) -> str:
         """Which operation keeps α from being known, and the line to write; empty if none does."""
-        for term in (term for term in self.terms if term.alpha is None):
-            return (
-                f"operation {term.op!r} ({term.path or 'the model itself'}) does not say how it bends; write "
-                f"graph.op(..., curvature=...) and, if it has a parameter, graph.use(..., mixed=...)"
-            )
-        return ""
+        silent = next((term for term in self.terms if term.alpha is None), None)
+        if silent is None:
+            return ""
+        return (
+            f"operation {silent.op!r} ({silent.path or 'the model itself'}) does not say how it bends; write "
+            f"graph.op(..., curvature=...) and, if it has a parameter, graph.use(..., mixed=...)"
+        )
 
     def of_loss(self, gradient: float, curvature: float = 1.0) -> Factor:
         """λ = G·α + S·gain² with ℓ(f(w + Δ)) ≤ ℓ(f(w)) + ⟨∇(ℓ∘f), Δ⟩ + λ/2·‖Δ‖². `gradient` is G ≥ ‖∇ℓ‖* at the present
@@ -182,13 +183,12 @@ def _terms(graph: Graph, mu: Sequence[Factor], a: _Change, b: _Change) -> list[T
     for node in graph.nodes:
         first, second = ([change.of_nodes[i] for i in node.inputs] for change in (a, b))
         parts: list[Factor | None] = []
-        if any(d.value for d in first) and any(d.value for d in second):
-            bent = node.curvature
-            parts += [bent.between(first, second)] if bent and bent.pairs else [None] if bent is None else []
+        if any(d.value for d in first) and any(d.value for d in second) and node.curvature != LINEAR:
+            parts.append(node.curvature.between(first, second) if node.curvature else None)
         for use, r, s in uses.get(node.index, ()):
             crossed = total([*((r, d) for d in second), *((s, d) for d in first)])
             if crossed.value:
-                parts.append(use.mixed and use.mixed * crossed)
+                parts.append(use.mixed * crossed if use.mixed else None)
         if parts and mu[node.index].value:
             known = [part for part in parts if part is not None]
             alpha = total((mu[node.index], part) for part in known) if len(known) == len(parts) else None
