@@ -1,12 +1,14 @@
 """Mass, sensitivity and the graph: how a change of each weight reaches the output of the network."""
 
+import normgeo.geometry.operations  # noqa: F401 - fills the registry
 from normgeo.geometry.declare import GeometryError, declare, register, trace, unwrapped
 from normgeo.geometry.factor import Factor, assumed, bound, typical
 from normgeo.geometry.graph import Graph, Node, Use
 from normgeo.geometry.layout import Layout
 from normgeo.geometry.leaf import Leaf, View
 from normgeo.geometry.mass import mass, tare
-from normgeo.geometry.reading import Operation, operation
+from normgeo.geometry.reading import Operation
+from normgeo.geometry.registry import operation
 
 __all__ = [
     "Factor",
