@@ -186,7 +186,8 @@ def _compile(
         )
     again = functools.partial(_compile, sizes=sizes, masses=masses, norms=norms, radii=radii, strict=strict)
     identity = {name: weakref.ref(p) for name, p in parameters.items()}
-    return Plan(tuple(leaves), identity, again, ways=_ways(graph, output, _named(graph.uses, parameters)))
+    ways = _ways(graph, output, _named(graph.uses, parameters))
+    return Plan(tuple(leaves), identity, again, ways=ways, graph=functools.partial(_record, sizes=sizes))
 
 
 def optimizer(
