@@ -143,6 +143,10 @@ def making(*slacks):
         (making(lambda q: q.trace() - 1), "0 is not in the set, constraint 0 has slack -1 there"),
         (making(lambda q: 1 - q[0, 0]), "unbounded"),
         (making(lambda q: 1 + q.trace()), r"unbounded: .*·I is within all its constraints"),
+        (
+            making(lambda q: 1 - torch.linalg.eigvalsh(q)[-1]),
+            "a constraint has kinks .* Write one on eigenvalues as a matrix",
+        ),
         (making(lambda q: -q.trace()), r"no ε·I is strictly inside; constraint 0 has slack"),
     ],
 )

@@ -49,7 +49,13 @@ def barrier_maximizer(budget: Budget, m: Tensor) -> Tensor:  # (n, *d) -> (n, *d
     derivatives = torch.vmap(lambda *at: (slope(*at), curve(*at)), in_dims=(0, 0, None))
     t = m.new_ones(())
     for _ in range(9):
-        x = _newton(value, derivatives, x, goal, t)
+        x, short = _newton(value, derivatives, x, goal, t)
+        if not short <= 1:  # of what a Newton step still promises, in units of the barrier
+            raise ValueError(
+                f"{type(budget).__name__}: no convergence, because a constraint has kinks or is not concave. Write one on "
+                f"eigenvalues as a matrix, lambda q: cap * torch.eye(len(q)) - q, or define gauge(self, q), which may "
+                f"have kinks"
+            )
         q = torch.tensordot(x, directions, dims=1)
         power = (q * goal).flatten(1).sum(1) / unit
         if bool((power > 1e12).any()):
@@ -74,11 +80,15 @@ def _bounded(budget: Budget, m: Tensor) -> None:
         bisect(budget, basis(budget.kind, m[0]))
 
 
-def _newton(value: Callable, derivatives: Callable, x: Tensor, goal: Tensor, t: Tensor) -> Tensor:
-    """Damped Newton steps for all moments in step, each with its own step length."""
-    f = value(x, goal, t)
+def _newton(
+    value: Callable[..., Tensor], derivatives: Callable[..., tuple[Tensor, Tensor]], x: Tensor, goal: Tensor, t: Tensor
+) -> tuple[Tensor, float]:
+    """Damped Newton steps for all moments in step, each with its own length; and what is left of the largest."""
+    f, decrement = value(x, goal, t), x.new_full((len(x),), torch.inf)
     for _ in range(40):
         slope, curve = derivatives(x, goal, t)
+        if not bool(curve.isfinite().all()):
+            return x, torch.inf
         step = -torch.linalg.lstsq(curve, slope.unsqueeze(-1)).solution.squeeze(-1)
         decrement = -(slope * step).sum(1)
         if bool((decrement <= 1e-4).all()):  # the power is then within 1e-4/t of that at the barrier's solution
@@ -97,7 +107,7 @@ def _newton(value: Callable, derivatives: Callable, x: Tensor, goal: Tensor, t: 
         x, f = torch.where(good.unsqueeze(1), ahead, x), torch.where(good, there, f)
         if not bool(good.any()):
             break
-    return x
+    return x, float(decrement.max())
 
 
 def _log(slack: Tensor) -> Tensor:

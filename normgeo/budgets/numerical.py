@@ -53,7 +53,7 @@ def complete(budget: Budget, name: str, x: Tensor) -> Tensor:
         _told.add(key)
         warnings.warn(
             f"{type(budget).__name__}.{name} is found numerically from its {source}, to a relative tolerance of "
-            f"{TOLERANCE:g} where {source} is smooth; that took {1e3 * seconds:.3g} ms each for shape "
+            f"{TOLERANCE:g}; that took {1e3 * seconds:.3g} ms each for shape "
             f"{tuple(items.shape[1:])}. Define {name}(self, ...) to do it in closed form",
             NumericalWarning,
             stacklevel=4,
