@@ -31,7 +31,7 @@ CASES = {
     "BEMA": {"iterate": BEMA()},
     "ScheduleFree": {"iterate": ScheduleFree()},
 }
-ROUNDS = 30
+ROUNDS = 20
 
 
 def trial(options):
