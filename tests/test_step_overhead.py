@@ -31,7 +31,7 @@ CASES = {
     "BEMA": {"iterate": BEMA()},
     "ScheduleFree": {"iterate": ScheduleFree()},
 }
-ROUNDS = 20
+ROUNDS = 30
 
 
 def trial(options):
