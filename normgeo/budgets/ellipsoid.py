@@ -30,7 +30,7 @@ class Ellipsoid(Budget):
     tensor([0.8944, 0.2236])
     """
 
-    W: Tensor
+    W: Tensor = field(repr=False)
     B: float = 1.0
     _values: Tensor = field(init=False, repr=False)
     _vectors: Tensor = field(init=False, repr=False)
