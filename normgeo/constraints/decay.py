@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from normgeo.constraints.base import Constraint, Rate
@@ -27,7 +28,7 @@ class Decay(Constraint):
         _check_strength(type(self).__name__, self.strength)
 
     def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
-        return W - rate.eta * self.strength * old
+        return torch.addcmul(W, old, rate.eta, value=-self.strength)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class DecoupledDecay(Constraint):
         _check_strength(type(self).__name__, self.strength)
 
     def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
-        return W - rate.relative * self.strength * old
+        return torch.addcmul(W, old, rate.relative, value=-self.strength)
 
 
 def _check_strength(name: str, strength: float) -> None:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from normgeo.rules.base import State
@@ -50,4 +51,4 @@ class Descent(Iterate):
     """
 
     def write(self, W: Tensor, D: Tensor, eta: Tensor, state: State) -> Tensor:
-        return W - eta * D
+        return torch.addcmul(W, D, eta.to(W), value=-1)

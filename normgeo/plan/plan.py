@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from normgeo.geometry import Leaf
-from normgeo.linalg import SVD, Polar, PolarExpress
+from normgeo.linalg import FAST, SVD, TIGHT, Polar
 from normgeo.norms import with_polar
 from normgeo.optim import Optimizer
 from normgeo.plan.names import aliases, named_parameters, some
@@ -30,8 +30,8 @@ __all__ = ["Plan"]
 
 Precision = Literal["tight", "fast", "exact"]
 PRECISIONS: dict[str, Polar] = {
-    "tight": PolarExpress(),
-    "fast": PolarExpress(steps=5, dtype=torch.bfloat16),
+    "tight": TIGHT,
+    "fast": FAST,
     "exact": SVD(),
 }
 FORMAT = 1
