@@ -257,3 +257,15 @@ def test_wrong_types_are_refused():
         Identity() @ 3
     with pytest.raises(TypeError, match="takes modules, got int"):
         Parallel(Identity(), 3)
+
+
+def test_slices_of_a_chain_are_chains_of_the_same_modules():
+    model = Sequential(Linear(4, 4), ReLU(), head=Linear(4, 2))
+    tail = model[1:]
+    assert isinstance(tail, Sequential)
+    assert list(dict(tail.named_parameters())) == ["head.weight"]
+    assert tail[-1] is model[2]
+    assert (len(model[:0]), len(model[::2]), len(model[0:1])) == (0, 2, 1)
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(tail(model[:1](x)), model(x))
+    assert ng.compile(tail @ model[:1]).leaves[0].radius == 0.5

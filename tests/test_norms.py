@@ -287,3 +287,14 @@ def test_a_norm_without_projection_says_so():
         Half().project(torch.ones(3))
     with pytest.raises(AssertionError, match="dualize"):
         check_norm(Half(), (3,))
+
+
+def test_matrices_near_the_largest_number_are_projected():
+    """As the projection of their direction scaled by a power of two, which is the same for everything far outside."""
+    w = gaussian(5, 3, dtype=torch.float32)
+    for norm in (RMSToRMS(), Spectral()):
+        expected = norm.project(w.double() * 2.0**40).float()
+        for big in (2.0**40, 2.0**126 / w.abs().max()):
+            torch.testing.assert_close(norm.project(w * big), expected, rtol=1e-5, atol=1e-6)
+    tiny = w * 2.0**-140
+    torch.testing.assert_close(RMSToRMS().project(tiny), tiny, rtol=1e-4, atol=2.0**-148)

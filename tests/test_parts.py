@@ -1,4 +1,4 @@
-"""Rules, step sizes and constraints: the law-suite over all that is exported, and torch as the oracle."""
+"""Rules and step sizes: the law-suite over all that is exported, and torch as the oracle."""
 
 import pytest
 import torch
@@ -6,12 +6,11 @@ from helpers import exported, gaussian, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from normgeo import constraints, rules, steps
-from normgeo.constraints import Constraint, Decay, DecoupledDecay, Rate
+from normgeo import rules, steps
 from normgeo.rules import HeavyBall, Momentum, Plain, Rule
 from normgeo.steps import WSD, Constant, Cosine, Linear, Stats, StepSize, StepState
 from normgeo.steps.base import Move
-from normgeo.testing import check_constraint, check_rule, check_step
+from normgeo.testing import check_rule, check_step
 
 RULES = [
     Plain(),
@@ -28,13 +27,11 @@ STEPS = [
     Cosine(100, warmup=5),
     WSD(100, warmup=5, cooldown=0.3),
 ]
-CONSTRAINTS = [constraints.Free(), Decay(0.0), Decay(0.1), DecoupledDecay(0.1)]
 
 
 def test_everything_exported_is_checked():
     assert {type(x) for x in RULES} == set(exported(rules, Rule))
     assert {type(x) for x in STEPS} == set(exported(steps, StepSize))
-    assert {type(x) for x in CONSTRAINTS} == set(exported(constraints, Constraint))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
@@ -46,12 +43,6 @@ def test_rules(rule, seed):
 @pytest.mark.parametrize("step", STEPS, ids=str)
 def test_steps(step):
     check_step(step)
-
-
-@pytest.mark.parametrize("constraint", CONSTRAINTS, ids=str)
-@given(seed=seeds)
-def test_constraints(constraint, seed):
-    check_constraint(constraint, seed=seed)
 
 
 @given(st.floats(0.0, 0.99), seeds)
@@ -127,28 +118,6 @@ def test_linear_is_torch_linear_lr():
         scheduler.step()
 
 
-def test_decay_is_that_of_adamw():
-    """torch's AdamW with zero gradients is decay alone: w ← (1 - lr·λ) w."""
-    w = torch.nn.Parameter(gaussian(3))
-    opt = torch.optim.AdamW([w], lr=0.1, weight_decay=0.2)
-    old, w.grad = w.detach().clone(), torch.zeros(3, dtype=torch.float64)
-    opt.step()
-    rate = Rate(torch.tensor(0.1), torch.tensor(0.5))
-    torch.testing.assert_close(Decay(0.2).retract(old, old, rate, {}), w.detach())
-    torch.testing.assert_close(DecoupledDecay(0.2).retract(old, old, rate, {}), 0.9 * old)
-
-
-@given(seeds)
-def test_decay_keeps_weights_in_the_ball_of_its_strength(seed):
-    """‖W‖ ≤ r/λ stays, whatever unit directions are taken, while η·λ ≤ 1."""
-    W, r, strength = torch.zeros(1, 4, dtype=torch.float64), 0.7, 2.0
-    for t in range(50):
-        eta = torch.tensor(0.5 * (t % 2 + 1) / strength)
-        D = gaussian(1, 4, seed=seed + t).sign()
-        W = Decay(strength).retract(W - eta * r * D, W, Rate(eta, eta), {})
-        assert W.abs().max() <= r / strength * (1 + 1e-12)
-
-
 def test_dual_norm_is_only_for_those_who_ask():
     with pytest.raises(RuntimeError, match=r"needs = {.moves.: 1}"):
         _ = Stats(torch.tensor(0.0)).dual_norm
@@ -168,8 +137,6 @@ def test_dual_norm_is_only_for_those_who_ask():
         (lambda: Linear(4, final=-1.0), "finite number ≥ 0"),
         (lambda: Cosine(4, final=float("nan")), "finite number ≥ 0"),
         (lambda: WSD(10, cooldown=0.0), r"share of the run in \(0, 1\]"),
-        (lambda: Decay(-1.0), "finite number ≥ 0"),
-        (lambda: DecoupledDecay(float("nan")), "finite number ≥ 0"),
     ],
 )
 def test_nonsense_is_refused(make, message):

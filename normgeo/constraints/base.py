@@ -1,11 +1,15 @@
 """The Constraint: what is done to gradients before, and to weights after, the step."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
+
+from normgeo.norms import Norm
 
 __all__ = ["Constraint", "Free", "Rate"]
 
@@ -35,6 +39,10 @@ class Constraint(ABC):
     """
 
     needs: Mapping[str, int] = {}
+
+    def bind(self, norm: Norm) -> Constraint:
+        """This constraint for leaves of that norm; those that measure weights keep it."""
+        return self
 
     def init(self, W: Tensor) -> dict[str, Tensor]:
         """State per leaf."""

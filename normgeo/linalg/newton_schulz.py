@@ -152,6 +152,8 @@ def _unit(g: Tensor) -> Tensor:
 
 
 def _plain_form(x: Tensor, schedule: Schedule, dtype: torch.dtype) -> Tensor:  # (b, m, n) -> (b, m, n)
+    k, wide = min(x.shape[-2:]), x.shape[-2] <= x.shape[-1]
+    eye = torch.eye(k, dtype=x.dtype, device=x.device).expand(len(x), k, k)
     *steps, last = schedule
     for step in steps:
         if len(step) == 3:
@@ -159,21 +161,22 @@ def _plain_form(x: Tensor, schedule: Schedule, dtype: torch.dtype) -> Tensor:  #
             r = _gram(x)
             x = _apply(x, torch.baddbmm(r, r, r, beta=b, alpha=c), a) if c else _apply(x, r, a, b)
         else:
-            x = _apply(x, _polynomial(x, about_one(step)), about_one(step)[0])
-    z = _polynomial(x, about_one(last))
-    product = torch.bmm(z, x) if x.shape[-2] <= x.shape[-1] else torch.bmm(x, z)
-    return torch.add(product.to(dtype), x.to(dtype), alpha=about_one(last)[0])
+            a, *q = about_one(step)
+            x = _apply(x, _residual(x, eye, q), a)
+    a, *q = about_one(last)
+    z = _residual(x, eye, q)
+    product = torch.bmm(z, x) if wide else torch.bmm(x, z)
+    return torch.add(product.to(dtype), x.to(dtype), alpha=a)
 
 
-def _polynomial(x: Tensor, q: tuple[float, ...]) -> Tensor:  # (b, m, n) -> (b, k, k), k = min(m, n)
+def _residual(x: Tensor, eye: Tensor, q: list[float]) -> Tensor:  # (b, m, n) -> (b, k, k), k = min(m, n)
     """q₁ E + q₂ E² + ... with E = I - XXᵀ (XᵀX), which baddbmm rounds only after the subtraction."""
-    k = min(x.shape[-2:])
-    eye = torch.eye(k, dtype=x.dtype, device=x.device).expand(len(x), k, k)
-    e = torch.baddbmm(eye, x, x.mT, alpha=-1) if k == x.shape[-2] else torch.baddbmm(eye, x.mT, x, alpha=-1)
-    if len(q) == 3:
-        return torch.baddbmm(e, e, e, beta=q[1], alpha=q[2]) if q[2] else q[1] * e
-    square = torch.bmm(e, e)
-    return torch.baddbmm(torch.add(q[1] * e, square, alpha=q[2]), torch.add(q[3] * e, square, alpha=q[4]), square)
+    e = torch.baddbmm(eye, *((x, x.mT) if x.shape[-2] <= x.shape[-1] else (x.mT, x)), alpha=-1)
+    if len(q) == 2:
+        return torch.baddbmm(e, e, e, beta=q[0], alpha=q[1]) if q[1] else q[0] * e
+    s = torch.bmm(e, e)  # then q₁ e + q₂ s + (q₃ e + q₄ s) s
+    low, high = torch.add(s, e, alpha=q[0] / q[1]), torch.add(s, e, alpha=q[2] / q[3])
+    return torch.baddbmm(low, high, s, beta=q[1], alpha=q[3])
 
 
 def _gram_form(x: Tensor, schedule: Schedule, dtype: torch.dtype) -> Tensor:  # (b, m, n) -> (b, m, n)

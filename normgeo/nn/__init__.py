@@ -4,7 +4,7 @@ from normgeo.nn.activations import Abs, Mask, MeanSubtract, Product, Sigmoid, Si
 from normgeo.nn.algebra import Module, Mul, Parallel, Sequential, Sum
 from normgeo.nn.atoms import Bias, Embedding, Gain, Linear, Positions
 from normgeo.nn.attention import Attention
-from normgeo.nn.bonds import GELU, Add, Enumerate, Identity, LayerNorm, ReLU, RMSNorm, Typical
+from normgeo.nn.bonds import GELU, Add, Enumerate, Identity, LayerNorm, ReLU, RMSDivide, RMSNorm, Typical
 from normgeo.nn.compounds import GPT, MLP, ScaledGELU, ScaledReLU, SelfAttention
 from normgeo.nn.convolution import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from normgeo.nn.gated import AffineLayerNorm, GainedRMSNorm, GatedMLP, ResMLP, ScaledSiLU
@@ -64,6 +64,7 @@ __all__ = [
     "Parallel",
     "Positions",
     "Product",
+    "RMSDivide",
     "RMSNorm",
     "ReLU",
     "ResCNN",

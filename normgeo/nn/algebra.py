@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from torch import Tensor, nn
 
@@ -92,8 +92,16 @@ class Sequential(Module):
     def __len__(self) -> int:
         return len(self._modules)
 
-    def __getitem__(self, index: int) -> nn.Module:
-        return [module for _, module in parts(self)][index]
+    @overload
+    def __getitem__(self, index: int) -> nn.Module: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequential: ...
+
+    def __getitem__(self, index: int | slice) -> nn.Module:
+        """A module, or for a slice the same modules under the same names as a Sequential."""
+        chosen = list(parts(self))[index]
+        return Sequential(**dict(chosen)) if isinstance(chosen, list) else chosen[1]
 
 
 class Parallel(Module):

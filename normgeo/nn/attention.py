@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
@@ -22,30 +23,73 @@ class Attention(Module):
     the weights p respond by Σⱼ pⱼ|zⱼ - z̄| ≤ max|zⱼ|, zⱼ = s·⟨δq, kⱼ⟩ ≤ s·d·RMS(δq)·x_k. Likewise s·d·x_q·x_v for k, and
     1 for v. The RMS over all heads together can hide one head, so with several heads these numbers are typical.
 
-    >>> import torch
+    Query i sees key j if j ≤ i (causal), |i - j| < window, and the mask says so: a bool tensor, True where it may look,
+    or numbers added to the logits, -inf where it may not; it broadcasts to (..., heads, t, t) and is cut to shorter
+    inputs. None of these changes the numbers above. A query that sees nothing gets 0.
+
     >>> x = torch.randn(2, 5, 8)
-    >>> Attention(heads=2)(x, x, x).shape
+    >>> Attention(heads=2, window=3)(x, x, x).shape
     torch.Size([2, 5, 8])
     """
 
-    def __init__(self, heads: int, *, scale: float | None = None, causal: bool = True) -> None:
+    mask: Tensor | None
+
+    def __init__(
+        self,
+        heads: int,
+        *,
+        scale: float | None = None,
+        causal: bool = True,
+        window: int | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
         super().__init__()
         if heads < 1:
             raise ValueError(f"Attention: heads must be ≥ 1, got {heads}")
         if scale is not None and not (math.isfinite(scale) and scale > 0):
             raise ValueError(f"Attention: scale must be a finite number > 0, got {scale}")
-        self.heads, self.scale, self.causal = heads, scale, causal
+        if window is not None and window < 1:
+            raise ValueError(f"Attention: window counts the tokens on each side, itself included, got {window}")
+        if mask is not None:
+            _check_mask(mask)
+        self.heads, self.scale, self.causal, self.window = heads, scale, causal, window
+        self.register_buffer("mask", mask)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if q.shape[-1] % self.heads:
             raise ValueError(f"Attention: {q.shape[-1]} features do not divide into {self.heads} heads")
         q, k, v = (rearrange(x, "... t (h d) -> ... h t d", h=self.heads) for x in (q, k, v))
         scale = 1 / q.shape[-1] if self.scale is None else self.scale
-        out = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=scale)
+        if self.mask is None and self.window is None:
+            out = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=scale)
+        else:
+            mask = self._mask(q, k)
+            blind = ~(mask if mask.dtype == torch.bool else mask > -torch.inf).any(-1, keepdim=True)
+            # Blind queries look everywhere (True, or 0 on the logits), so that no backend computes 0/0.
+            mask = mask.masked_fill(blind, mask.dtype == torch.bool)
+            out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).masked_fill(blind, 0)
         return rearrange(out, "... h t d -> ... t (h d)")
 
+    def _mask(self, q: Tensor, k: Tensor) -> Tensor:  # (..., t, d), (..., s, d) -> (..., t, s)
+        rows, columns = q.shape[-2], k.shape[-2]
+        ahead = torch.arange(columns, device=q.device) - torch.arange(rows, device=q.device).unsqueeze(1)
+        seen = ahead <= 0 if self.causal else torch.ones_like(ahead, dtype=torch.bool)
+        if self.window is not None:
+            seen = seen & (ahead.abs() < self.window)
+        if self.mask is None:
+            return seen
+        given = self.mask[..., :rows, :columns]
+        if given.shape[-2] not in (1, rows) or given.shape[-1] not in (1, columns):
+            raise ValueError(
+                f"Attention: {rows}×{columns} tokens do not fit a mask of {'×'.join(map(str, self.mask.shape))}; "
+                f"build it for the longest context"
+            )
+        return seen & given if given.dtype == torch.bool else given.to(q.dtype).masked_fill(~seen, -torch.inf)
+
     def extra_repr(self) -> str:
-        return f"heads={self.heads}, scale={self.scale or '1/d'}, causal={self.causal}"
+        mask = None if self.mask is None else tuple(self.mask.shape)
+        seen = f"causal={self.causal}, window={self.window}, mask={mask}"
+        return f"heads={self.heads}, scale={self.scale or '1/d'}, {seen}"
 
 
 @register(Attention)
@@ -64,6 +108,15 @@ def _(module: Attention, graph: Graph, q: Node, k: Node, v: Node) -> Node:
         size=shared * v.size,
         features=v.features,
     )
+
+
+def _check_mask(mask: Tensor) -> None:
+    if not (mask.dtype == torch.bool or mask.is_floating_point()):
+        raise TypeError(f"Attention: a mask is a tensor of bool, or of floats to add to the logits, got {mask.dtype}")
+    if mask.ndim < 2:
+        raise ValueError(f"Attention: a mask has axes (..., queries, keys), got shape {tuple(mask.shape)}")
+    if mask.is_floating_point() and not (mask < torch.inf).all():
+        raise ValueError("Attention: a mask of floats has finite entries and -inf, no inf or NaN")
 
 
 def _scale_times_width(module: Attention, q: Node) -> Factor:

@@ -12,8 +12,9 @@ from normgeo.geometry import Graph, Node, bound, register, typical
 from normgeo.geometry.graph import ZERO
 from normgeo.nn.algebra import Module
 from normgeo.nn.atoms import features
+from normgeo.norms.vectors import rms_unit
 
-__all__ = ["GELU", "Add", "Enumerate", "Identity", "LayerNorm", "RMSNorm", "ReLU", "Typical"]
+__all__ = ["GELU", "Add", "Enumerate", "Identity", "LayerNorm", "RMSDivide", "RMSNorm", "ReLU", "Typical"]
 
 
 class Identity(Module):
@@ -101,6 +102,26 @@ class RMSNorm(_Normalisation):
         return functional.rms_norm(x, x.shape[-1:], eps=self.eps).movedim(-1, self.axis)
 
 
+class RMSDivide(Module):
+    """x/RMS(x) over the features, and 0 for 0; without ε, so the same for x of any scale. Typical sensitivity 1; the bound
+    is 1/min RMS(x) over tokens.
+
+    >>> RMSDivide()(torch.tensor([[3e-30, 3e-30], [0.0, 0.0]])).round(decimals=4)
+    tensor([[1., 1.],
+            [0., 0.]])
+    """
+
+    def __init__(self, axis: int = -1) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_unit(x.movedim(self.axis, -1)).movedim(-1, self.axis)
+
+    def extra_repr(self) -> str:
+        return f"axis={self.axis}"
+
+
 class Enumerate(Module):
     """Token ids (..., t) ↦ positions 0 ... t-1, the input of a position embedding.
 
@@ -163,6 +184,11 @@ def _(module: LayerNorm, graph: Graph, x: Node) -> Node:
 @register(RMSNorm)
 def _(module: RMSNorm, graph: Graph, x: Node) -> Node:
     return graph.op("rms norm", features(module, graph, x, axis=module.axis), slots=typical(1.0), size=bound(1.0))
+
+
+@register(RMSDivide)
+def _(module: RMSDivide, graph: Graph, x: Node) -> Node:
+    return graph.op("rms divide", features(module, graph, x, axis=module.axis), slots=typical(1.0), size=bound(1.0))
 
 
 @register(Enumerate)

@@ -2,7 +2,7 @@
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
 
 from normgeo.nn.algebra import Module, Mul, Parallel, Sequential
 from normgeo.nn.atoms import Embedding, Linear
@@ -46,9 +46,17 @@ def MLP(in_features: int, width: int, out_features: int, depth: int = 3) -> Modu
     return Sequential(*layers, Linear(width, out_features, zero=True, role="head"))
 
 
-def SelfAttention(width: int, heads: int, context: int | None, *, causal: bool = True) -> Module:  # noqa: N802
+def SelfAttention(  # noqa: N802
+    width: int,
+    heads: int,
+    context: int | None,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    mask: Tensor | None = None,
+) -> Module:
     """W · ⅓ attention(q, k, v) with q and k normalised per head and turned by position (unless context is None);
-    logits are 8 times cosines.
+    logits are 8 times cosines. Who sees whom: see `Attention`.
 
     Each of the three slots of attention has typical sensitivity 1, hence the third. (The bound on those of q and k would
     be 8·√heads.) W starts at 0.
@@ -69,7 +77,7 @@ def SelfAttention(width: int, heads: int, context: int | None, *, causal: bool =
         turn = {} if context is None else {"turn": Rotary(heads, context)}
         return Sequential(map=Linear(width, width), norm=HeadNorm(heads), **turn)
 
-    mix = Typical(Attention(heads, scale=8 * heads / width, causal=causal), 1.0)
+    mix = Typical(Attention(heads, scale=8 * heads / width, causal=causal, window=window, mask=mask), 1.0)
     qkv = Parallel(q=turned(), k=turned(), v=Linear(width, width))
     return Sequential(qkv=qkv, mix=mix, third=Mul(1 / 3), out=Linear(width, width, zero=True))
 

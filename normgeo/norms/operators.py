@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normgeo.linalg import TIGHT, Polar, l2, svd
+from normgeo.linalg import TIGHT, Polar, l2
 from normgeo.norms.base import Norm, gaussian, trailing
-from normgeo.norms.spectral import singular_values
+from normgeo.norms.spectral import capped, singular_values
 from normgeo.norms.vectors import rms, rms_project, rms_unit, sign, unit
 
 __all__ = ["L1ToLinf", "L1ToRMS", "RMSToLinf", "RMSToRMS"]
@@ -38,8 +38,7 @@ class RMSToRMS(Norm):
         return (self.polar(trailing(g, 2)) * _aspect(g)).to(g.dtype)
 
     def project(self, w: Tensor) -> Tensor:
-        u, s, vt = svd(trailing(w, 2))
-        return ((u * s.clamp_max(_aspect(w)).unsqueeze(-2)) @ vt).to(w.dtype)
+        return capped(w, _aspect(w))
 
     def init(
         self,

@@ -14,7 +14,22 @@ from normgeo.norms.base import Norm, trailing
 from normgeo.norms.gauges import ky_fan_cap, power_cap, simplex_cap
 from normgeo.norms.vectors import unit
 
-__all__ = ["Frobenius", "KyFan", "Nuclear", "Schatten", "Spectral", "singular_values"]
+__all__ = ["Frobenius", "KyFan", "Nuclear", "Schatten", "Spectral", "capped", "decomposed", "singular_values"]
+
+
+def decomposed(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (*b, m, n) -> (*b, m, k), (*b, k), (*b, k, n)
+    """U, σ, Vᵀ of matrices of any scale; σ is infinite where it leaves the range of the dtype."""
+    w = trailing(w, 2)
+    e = exponent(w, 2)
+    u, s, vt = svd(shift(w, -e))
+    return u, shift(s, e.squeeze(-1)), vt
+
+
+def capped(w: Tensor, cap: float) -> Tensor:  # (*b, m, n) -> (*b, m, n)
+    """w with its singular values at most `cap`: w itself, bit for bit, where they are."""
+    u, s, vt = decomposed(w)
+    inside = (s.amax(-1) <= cap)[..., None, None]
+    return torch.where(inside, trailing(w, 2), (u * s.clamp_max(cap).unsqueeze(-2)) @ vt).to(w.dtype)
 
 
 def singular_values(w: Tensor) -> Tensor:  # (*b, m, n) -> (*b, k)
@@ -57,7 +72,7 @@ class _Gauge(Norm):
         return ((u * self.best(s).unsqueeze(-2)) @ vt).to(g.dtype)
 
     def project(self, w: Tensor) -> Tensor:
-        u, s, vt = svd(trailing(w, 2))
+        u, s, vt = decomposed(w)
         return ((u * self.cap(s).unsqueeze(-2)) @ vt).to(w.dtype)
 
 
@@ -82,8 +97,7 @@ class Spectral(Norm):
         return self.polar(trailing(g, 2)).to(g.dtype)
 
     def project(self, w: Tensor) -> Tensor:
-        u, s, vt = svd(trailing(w, 2))
-        return ((u * s.clamp_max(1).unsqueeze(-2)) @ vt).to(w.dtype)
+        return capped(w, 1)
 
 
 @dataclass(frozen=True)

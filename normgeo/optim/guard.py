@@ -65,20 +65,21 @@ class Guard:
         self.report()
         if not grads:
             return Verdict(step=False)
-        finite = _finite(grads)
         together = self.policy != "zero"
-        if self.policy != "raise" and self.deferred(finite):
+        if self.policy != "raise" and self.deferred(grads[0]):
+            finite = _finite(grads, float("inf"))
             self._pending = (*_fetch(finite), names)
             return Verdict(True, finite, together)
-        if bool(finite.all()):
+        # A finite ‖g‖₂ has no NaN or Inf in it, and is much faster to find than max|g|; that of a finite g may overflow.
+        if bool(_finite(grads, 2).all()) or bool((finite := _finite(grads, float("inf"))).all()):
             return Verdict(True)
         self._tell(finite, names)
         return Verdict(not together, finite, together)
 
     @staticmethod
-    def deferred(finite: Tensor) -> bool:
+    def deferred(grad: Tensor) -> bool:
         """Whether to decide without looking."""
-        return finite.is_cuda
+        return grad.is_cuda
 
     def report(self) -> None:
         """Warn about a step that was decided on the device, once its flags have arrived."""
@@ -103,9 +104,10 @@ class Guard:
         warnings.warn(f"{fact}: {done}, {self.skipped} skipped so far", RuntimeWarning, stacklevel=4)
 
 
-def _finite(grads: list[Tensor]) -> Tensor:  # -> (p,) bool on the device of the first
-    largest: list[Tensor] = list(torch._foreach_norm(grads, ord=float("inf")))  # NaN propagates, Inf stays
-    return torch.stack([size.isfinite().to(grads[0].device) for size in largest])
+def _finite(grads: list[Tensor], order: float) -> Tensor:  # -> (p,) bool on the device of the first
+    """Whether ‖g‖ is finite: NaN propagates, Inf stays."""
+    sizes = torch._foreach_norm(grads, ord=order)
+    return torch.stack([size.to(grads[0].device) for size in sizes]).isfinite()
 
 
 def _fetch(finite: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

@@ -51,4 +51,4 @@ class Descent(Iterate):
     """
 
     def write(self, W: Tensor, D: Tensor, eta: Tensor, state: State) -> Tensor:
-        return torch.addcmul(W, D, eta.to(W), value=-1)
+        return torch.addcmul(W, D, eta, value=-1)

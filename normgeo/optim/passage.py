@@ -53,8 +53,7 @@ def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_upda
     if old.device.type != "cpu" or not bool(moving.all()):
         new = torch.where(moving, new, old)
     stack.write(new, stack.present())
-    written = new.to(stack.params[0].dtype)  # 16-bit weights may round a small step away
-    stack.numbers["moved"] += (written != old).flatten(1).any(1)
+    stack.count_moves(new, old)
     if keep_update:
         move.update = new - old
 

@@ -127,6 +127,8 @@ class Plan:
 
         precision: how polar factors are computed. "tight" (Polar Express, 6 steps, float32: singular values in [.994, 1],
         never above the unit ball), "fast" (5 steps in bfloat16: [.75, 1.03]), "exact" (SVD), or any `normgeo.linalg.Polar`.
+        constraint: one for all leaves, or by pattern with "*" for the rest, {"head": Free(), "*": Ball(2.0)}; each pattern
+        becomes a parameter group.
         dry_run=True returns, in place of the optimizer, the leaves that it would not move and why.
         """
         polar = PRECISIONS.get(precision) if isinstance(precision, str) else precision
@@ -139,7 +141,17 @@ class Plan:
             raise TypeError(
                 f"unknown option {unknown[0]!r}; options are {', '.join(known)}, and plan.groups takes them by pattern"
             )
-        groups = self.groups(model=model) if isinstance(model, nn.Module) else list(model)
+        by_pattern = options.get("constraint")
+        if isinstance(by_pattern, Mapping):
+            if not isinstance(model, nn.Module):
+                raise TypeError(
+                    'constraints by pattern go with the model; in groups write {"head": dict(constraint=...)}'
+                )
+            options["constraint"] = by_pattern.get("*")
+            own = {pattern: {"constraint": one} for pattern, one in by_pattern.items() if pattern != "*"}
+            groups = self.groups(own, model=model)
+        else:
+            groups = self.groups(model=model) if isinstance(model, nn.Module) else list(model)
         if not all(isinstance(group, dict) and "leaves" in group for group in groups):
             raise TypeError("plan.optimizer takes the model, plan.optimizer(model), or groups made by plan.groups(...)")
         groups = [dict(group) for group in groups]

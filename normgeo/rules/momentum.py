@@ -52,7 +52,8 @@ class Momentum(Rule):
 @dataclass(frozen=True)
 class HeavyBall(Rule):
     """m ← β m + G from m = 0;  M = m, or with `nesterov` M = G + β m. As in torch.optim.SGD; 1/(1-β) times the size of
-    `Momentum`, which matters only to directions that see scale.
+    `Momentum`, which matters only to directions that see scale. Gradients must stay below 1-β of the
+    largest number of the dtype, or m overflows (for `Momentum` below half of it).
 
     >>> rule = HeavyBall(0.9, nesterov=True)
     >>> rule.update(torch.ones(1, 1), rule.init(torch.zeros(1, 1)))

@@ -1,11 +1,13 @@
 """The public law-suite: check any instance, ours or yours. Each function raises AssertionError with a counterexample."""
 
+from normgeo.testing.budgets import check_budget
 from normgeo.testing.geometry import check_geometry
 from normgeo.testing.norms import check_norm, check_polar
 from normgeo.testing.optimizer import check_optimizer
 from normgeo.testing.parts import check_constraint, check_rule, check_step
 
 __all__ = [
+    "check_budget",
     "check_constraint",
     "check_geometry",
     "check_norm",

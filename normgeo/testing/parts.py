@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from normgeo.constraints import Constraint, Rate
+from normgeo.norms import Norm, RMSToRMS
 from normgeo.rules import Rule
+from normgeo.rules.base import State
 from normgeo.steps import Stats, StepSize, StepState
 
 __all__ = ["check_constraint", "check_rule", "check_step"]
@@ -49,22 +53,88 @@ def check_step(step: StepSize, *, total: int = 100) -> None:
         assert value >= 0, f"at step {t} the value is {value}"
 
 
-def check_constraint(constraint: Constraint, shape: tuple[int, ...] = (3, 2), *, seed: int = 0) -> None:
-    """A stack is its leaves one by one, and at η = 0 weights that have not moved stay where the constraint put them.
+def check_constraint(
+    constraint: Constraint,
+    shape: tuple[int, ...] = (3, 2),
+    *,
+    norm: Norm | None = None,
+    excess: Callable[[Tensor], Tensor] | None = None,
+    tolerance: float = 1e-5,
+    dtype: torch.dtype = torch.float32,
+    steps: int = 1000,
+    seed: int = 0,
+) -> None:
+    """A stack is its leaves one by one, state too; weights and gradients are left as they were; at η = 0 weights that have
+    not moved stay where the constraint put them; NaN stays in its leaf and zero weights stay finite.
 
-    >>> from normgeo.constraints import Decay
-    >>> check_constraint(Decay(0.1))
+    With `excess`, W (n, *shape) -> (n,) how far each leaf is outside what the constraint promises, `steps` steps are taken
+    against it: gradients push each leaf outward along itself, along a fixed matrix and at random, with η going up and down
+    and the weights rounded to `dtype`; the excess may never pass `tolerance`. The leaf's norm is `norm`, or RMS→RMS.
+
+    >>> from normgeo.constraints import Ball
+    >>> from normgeo.norms import RMSToRMS
+    >>> check_constraint(Ball(2.0), excess=lambda W: RMSToRMS().norm(W) / 2 - 1, steps=10)
     """
+    norm = RMSToRMS() if norm is None else norm
+    constraint = constraint.bind(norm)
     rate, still = Rate(torch.tensor(0.1), torch.tensor(0.5)), Rate(torch.tensor(0.0), torch.tensor(0.0))
-    old, step = _stack(shape, seed), 0.1 * _stack(shape, seed + 1)
-    W = constraint.retract(old + step, old, rate, constraint.init(old))
-    parts = [
-        constraint.retract((old + step)[i : i + 1], old[i : i + 1], rate, constraint.init(old[i : i + 1]))
-        for i in range(len(old))
-    ]
-    torch.testing.assert_close(W, torch.cat(parts))
-    torch.testing.assert_close(constraint.retract(W, W, still, constraint.init(W)), W)
-    assert constraint.tangent(W, step, constraint.init(W)).shape == W.shape, "the tangent has another shape"
+    old, push = _stack(shape, seed), 0.1 * _stack(shape, seed + 1)
+    W, G, state = _constrained(constraint, old, push, rate)
+    alone = [_constrained(constraint, old[i : i + 1], push[i : i + 1], rate) for i in range(len(old))]
+    torch.testing.assert_close(W, torch.cat([one[0] for one in alone]))
+    torch.testing.assert_close(G, torch.cat([one[1] for one in alone]))
+    for name, tensor in state.items():
+        torch.testing.assert_close(tensor, torch.cat([one[2][name] for one in alone]))
+    torch.testing.assert_close(constraint.retract(W, W, still, state), W)
+
+    poisoned = old.clone()
+    poisoned[1] = torch.nan
+    there = constraint.retract(poisoned, old, rate, constraint.init(old))
+    assert there[1].isnan().all(), "NaN in a weight is hidden"
+    assert there[[0, 2]].isfinite().all(), "NaN in one leaf reaches the others"
+    assert constraint.retract(0 * old, old, rate, constraint.init(old)).isfinite().all(), (
+        "zero weights become NaN or Inf"
+    )
+    if excess is not None:
+        _attack(constraint, norm, norm.init((3, *shape)), excess, tolerance, dtype, steps, seed)
+
+
+def _constrained(constraint: Constraint, old: Tensor, push: Tensor, rate: Rate) -> tuple[Tensor, Tensor, State]:
+    """New weights, the tangent, and the state after a step that comes out of nowhere."""
+    state, given = constraint.init(old), (old.clone(), push.clone())
+    G = constraint.tangent(old, push, state)
+    moved = old + push
+    W = constraint.retract(moved, old, rate, state)
+    untouched = torch.equal(old, given[0]) and torch.equal(push, given[1]) and torch.equal(moved, old + push)
+    assert untouched, "the constraint changes the weights or gradients that it is given"
+    assert G.shape == W.shape == old.shape, (
+        f"weights {tuple(old.shape)} become {tuple(W.shape)}, their tangent {G.shape}"
+    )
+    return W, G, state
+
+
+def _attack(
+    constraint: Constraint,
+    norm: Norm,
+    W: Tensor,
+    excess: Callable[[Tensor], Tensor],
+    tolerance: float,
+    dtype: torch.dtype,
+    steps: int,
+    seed: int,
+) -> None:
+    """Three leaves: along itself, along a fixed matrix, anew at random each time."""
+    generator = torch.Generator().manual_seed(seed)
+    W = W.to(dtype).to(torch.float32)
+    fixed = torch.randn(W.shape[1:], generator=generator)
+    state = constraint.init(W)
+    for t in range(steps):
+        eta = torch.tensor(0.1 if t % 200 < 100 else 0.02)
+        G = -torch.stack([W[0], fixed, torch.randn(W.shape[1:], generator=generator)])
+        D = norm.dualize(constraint.tangent(W, G, state))
+        W = constraint.retract(W - eta * D, W, Rate(eta, eta), state).to(dtype).to(torch.float32)
+        far = excess(W)
+        assert bool((far <= tolerance).all()), f"after {t + 1} steps leaves are outside by {far.tolist()}"
 
 
 def _stack(shape: tuple[int, ...], seed: int) -> Tensor:

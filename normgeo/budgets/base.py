@@ -1,0 +1,103 @@
+"""The Budget: a convex set of operators known by three functions that obey one set of laws."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Budget", "Kind", "below_zero", "checked", "floating", "inner"]
+
+Kind = Literal["matrix", "diagonal", "step"]
+
+
+class Budget(ABC):
+    """A convex, closed, bounded set 𝒬 of operators Q on gradients (θ̇ = Q g) with 0 in it; leading axes are a batch.
+
+    The learning power of Q under a moment M of the gradients is ⟨Q, M⟩, the rate at which the loss falls. Three functions:
+
+        gauge(Q) = inf {t > 0 : Q ∈ t·𝒬}      support(M) = max ⟨Q, M⟩ over 𝒬      maximizer(M) = a Q that attains it
+
+    Laws, checked for any instance by `normgeo.testing.check_budget`: ⟨maximizer(M), M⟩ = support(M);
+    gauge(maximizer(M)) = 1 if support(M) > 0, and ≤ 1 always; ⟨Q, M⟩ ≤ gauge(Q)·support(M); both functions are sublinear;
+    maximizer(M) is a subgradient of support at M, and what autograd gives as its derivative; M ≽ N makes
+    support(M) ≥ support(N); a batch axis changes nothing.
+
+    `kind` says what the last axes hold: a "matrix" Q ≽ 0 (d, d), symmetric; the "diagonal" q ≥ 0 (d,) of one, with moment
+    diag(M); or, without a sign, the "step" θ̇ itself, with moment g. M may be indefinite (validation moments are); Q may
+    not, so gauge is +∞ there.
+
+    >>> class Trace(Budget):
+    ...     kind = "diagonal"
+    ...     def gauge(self, q): return torch.where((q >= 0).all(-1), q.sum(-1), torch.inf)
+    ...     def maximizer(self, m):
+    ...         return torch.nn.functional.one_hot(m.argmax(-1), m.shape[-1]) * (m > 0)
+    >>> Trace().support(torch.tensor([1.0, 3.0]))
+    tensor(3.)
+    """
+
+    kind: Kind = "matrix"
+
+    @property
+    def ndim(self) -> int:
+        """How many trailing axes one operator has."""
+        return 2 if self.kind == "matrix" else 1
+
+    @abstractmethod
+    def gauge(self, q: Tensor) -> Tensor:  # (*b, *d) -> (*b,)
+        """inf {t > 0 : Q ∈ t·𝒬}: at most 1 within the budget, +∞ where no multiple is."""
+
+    @abstractmethod
+    def maximizer(self, m: Tensor) -> Tensor:  # (*b, *d) -> (*b, *d)
+        """argmax ⟨Q, M⟩ over the budget; 0 where no Q has a positive power."""
+
+    def support(self, m: Tensor) -> Tensor:  # (*b, *d) -> (*b,)
+        """P*(M) = max ⟨Q, M⟩ over the budget. Its derivative is the maximizer (Danskin)."""
+        return inner(self.maximizer(m.detach()), m, self.ndim)
+
+
+def inner(q: Tensor, m: Tensor, ndim: int) -> Tensor:  # (*b, *d), (*b, *d) -> (*b,)
+    """⟨Q, M⟩ = tr(QᵀM)."""
+    return (q.to(m.dtype) * m).sum(tuple(range(-ndim, 0)))
+
+
+def floating(x: Tensor, budget: Budget) -> Tensor:
+    """x, checked to be what the budget's last axes hold, in at least float32."""
+    square = budget.kind != "matrix" or (x.ndim >= 2 and x.shape[-1] == x.shape[-2])
+    if not x.is_floating_point() or x.ndim < budget.ndim or not square or 0 in x.shape[x.ndim - budget.ndim :]:
+        wanted = {"matrix": "(..., d, d)", "diagonal": "(..., d)", "step": f"with {budget.ndim} axes"}[budget.kind]
+        raise ValueError(
+            f"{type(budget).__name__} is about a {budget.kind} {wanted}, got {x.dtype} of shape {tuple(x.shape)}"
+        )
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def checked(m: Tensor, budget: Budget) -> Tensor:
+    """M, refused unless it is finite, of the shape that the budget is about and, for matrices, symmetric to rounding;
+    exactly symmetric then.
+
+    >>> from normgeo.budgets import Frobenius
+    >>> checked(torch.eye(2), Frobenius())
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
+    m = floating(m, budget)
+    if not bool(m.isfinite().all()):
+        raise ValueError(f"{type(budget).__name__}: the moment has {int((~m.isfinite()).sum())} entries of NaN or Inf")
+    if budget.kind != "matrix":
+        return m
+    gap, size = float((m - m.mT).detach().abs().max()), float(m.detach().abs().max())
+    if gap > 1e-4 * size:
+        raise ValueError(
+            f"{type(budget).__name__}: the moment is not symmetric (largest |M - Mᵀ| is {gap:.3g}, largest |M| is "
+            f"{size:.3g}); only (M + Mᵀ)/2 counts, so give that"
+        )
+    return (m + m.mT) / 2
+
+
+def below_zero(values: Tensor) -> Tensor:  # (*b, d) -> (*b,)
+    """Whether eigenvalues (or diagonal entries) are negative by more than rounding."""
+    noise = 64 * values.shape[-1] * torch.finfo(values.dtype).eps
+    return values.amin(-1) < -noise * values.abs().amax(-1)

@@ -1,0 +1,57 @@
+"""The diagonal budget: coordinate-wise operators with a cost for each coordinate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from normgeo.budgets.base import Budget, below_zero, checked, floating
+from normgeo.budgets.checks import positive
+from normgeo.linalg import l2
+from normgeo.norms.vectors import unit
+
+__all__ = ["Diagonal"]
+
+
+@dataclass(frozen=True, eq=False)
+class Diagonal(Budget):
+    """{q ≥ 0 : Σ cⱼ·qⱼ² ≤ B};  qⱼ* = √B·(rⱼ/cⱼ)/√(Σ r²/c),  P* = √(B·Σ rⱼ²/cⱼ),  rⱼ = max(Mⱼⱼ, 0).
+
+    Moments and operators are given by their diagonals. With costs c = √v and Mⱼⱼ = v this is q ∝ √v, not Adam (X0-5):
+    1/√v is optimal for c = v^{3/2}, which is `DataMetric(power=1.5)`. Cor. 2(iv) of the budget theory.
+
+    >>> Diagonal(costs=torch.tensor([1.0, 4.0])).maximizer(torch.tensor([3.0, 16.0]))
+    tensor([0.3511, 0.4682])
+    """
+
+    costs: Tensor | float = 1.0
+    B: float = 1.0
+    kind = "diagonal"
+
+    def __post_init__(self) -> None:
+        positive("Diagonal", B=self.B)
+        if isinstance(self.costs, Tensor):
+            ok = (self.costs > 0) & self.costs.isfinite()
+            if not bool(ok.all()):
+                bad = float(self.costs[~ok].flatten()[0])
+                raise ValueError(
+                    f"Diagonal: every cost must be a finite number > 0, got {bad} ({int((~ok).sum())} such); "
+                    f"a coordinate without a cost makes the set unbounded"
+                )
+        else:
+            positive("Diagonal", costs=self.costs)
+
+    def gauge(self, q: Tensor) -> Tensor:
+        q = floating(q, self)
+        size = l2(q * self._root(q), 1).squeeze(-1) / self.B**0.5
+        return torch.where(below_zero(q), torch.inf, size)
+
+    def maximizer(self, m: Tensor) -> Tensor:
+        r = checked(m, self).clamp_min(0)
+        return (self.B**0.5 * unit(r / self._root(r), 1) / self._root(r)).to(m.dtype)
+
+    def _root(self, like: Tensor) -> Tensor:
+        """√c."""
+        return torch.as_tensor(self.costs, dtype=like.dtype, device=like.device).sqrt()
