@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -38,10 +38,14 @@ class Verdict:
     together: bool = True
     """whether one bad gradient stops all leaves"""
 
-    def good(self, indices: Sequence[int]) -> Tensor | None:
+    position: Mapping[Tensor, int] = field(default_factory=dict)
+    """where in `finite` a parameter is"""
+
+    def good(self, params: Sequence[Tensor]) -> Tensor | None:
         """(n,) which of these parameters may move; None means all."""
         if self.finite is None:
             return None
+        indices = [self.position.get(p, 0) for p in params]
         picked = self.finite[torch.tensor(indices, device=self.finite.device)]
         return self.finite.all().expand_as(picked) if self.together else picked
 
@@ -59,9 +63,9 @@ class Guard:
             raise ValueError(f'nonfinite must be one of "skip", "zero", "raise", got {policy!r}')
         self.policy = policy
         self.skipped = 0
-        self._pending: tuple[Tensor, torch.cuda.Event | None, list[str]] | None = None
+        self._pending: tuple[Tensor, torch.cuda.Event | None, Callable[[], list[str]]] | None = None
 
-    def __call__(self, names: list[str], grads: list[Tensor]) -> Verdict:
+    def __call__(self, names: Callable[[], list[str]], grads: list[Tensor]) -> Verdict:
         self.report()
         if not grads:
             return Verdict(step=False)
@@ -93,8 +97,8 @@ class Guard:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_pending": None}
 
-    def _tell(self, finite: Tensor, names: list[str]) -> None:
-        bad = [name for name, ok in zip(names, finite.tolist(), strict=True) if not ok]
+    def _tell(self, finite: Tensor, names: Callable[[], list[str]]) -> None:
+        bad = [name for name, ok in zip(names(), finite.tolist(), strict=True) if not ok]
         listed = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
         fact = f"NaN or Inf in the gradient of {listed}"
         if self.policy == "raise":

@@ -27,6 +27,8 @@ class Iterate(ABC):
     """
 
     needs: Mapping[str, int] = {}
+    joint = False
+    """whether only the product η·D matters to `write`: then the radius may come with η, which is smaller than D"""
 
     def init(self, W: Tensor) -> State:
         """State per leaf."""
@@ -34,7 +36,7 @@ class Iterate(ABC):
 
     @abstractmethod
     def write(self, W: Tensor, D: Tensor, eta: Tensor, state: State) -> Tensor:
-        """The new weights; D already has the size of the leaf's radius."""
+        """The new weights; η·D is the step, D with the size of the leaf's radius unless the iterate is `joint`."""
 
     def average(self, W: Tensor, state: State) -> Tensor:
         """The weights to evaluate with; `Optimizer.averaged()` puts them in place."""
@@ -49,6 +51,8 @@ class Descent(Iterate):
     >>> Descent().write(torch.ones(1), torch.ones(1), torch.tensor(0.25), {})
     tensor([0.7500])
     """
+
+    joint = True
 
     def write(self, W: Tensor, D: Tensor, eta: Tensor, state: State) -> Tensor:
         return torch.addcmul(W, D, eta, value=-1)

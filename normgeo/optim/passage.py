@@ -18,9 +18,9 @@ from normgeo.steps.base import Move
 __all__ = ["alive", "direct", "rate", "write"]
 
 
-def alive(stack: Stack, verdict: Verdict, indices: list[int]) -> Tensor | None:  # -> (n,) bool, None for all
+def alive(stack: Stack, verdict: Verdict) -> Tensor | None:  # -> (n,) bool, None for all
     """Which leaves take part: those with a gradient that is finite."""
-    present, good = stack.present(), verdict.good(indices)
+    present, good = stack.present(), verdict.good(stack.params)
     if all(present):
         return good
     has = torch.tensor(present, device=stack.device)
@@ -42,7 +42,9 @@ def direct(stack: Stack, living: Tensor | None, stats: Stats, graph: dict[Parame
 def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_update: bool) -> None:
     """From the unit direction to the weights; at η = 0 nothing moves, whatever the constraint would do."""
     old = move.W
-    new = stack.iterate.write(old, move.radius * move.D, rate.eta, stack.state["iterate"])
+    radius, iterate = move.radius, stack.iterate
+    D, eta = (move.D, radius * rate.eta) if iterate.joint else (radius * move.D, rate.eta)
+    new = iterate.write(old, D, eta, stack.state["iterate"])
     new = stack.constraint.retract(new, old, rate, stack.state["constraint"])
     moving = rate.eta != 0
     if not stack.all_may_move:

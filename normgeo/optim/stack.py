@@ -68,7 +68,7 @@ class Stack:
         return len(self.leaves)
 
     def weights(self) -> Tensor:  # (n, *shape)
-        return self._read(lambda p: p.detach())
+        return self._read(lambda p: p).detach()
 
     def grads(self) -> Tensor:  # (n, *shape), 0 where there is none
         return self._read(lambda p: torch.zeros_like(p) if p.grad is None else p.grad)
