@@ -6,6 +6,7 @@ from normgeo.geometry.graph import Graph, Node, Use
 from normgeo.geometry.layout import Layout
 from normgeo.geometry.leaf import Leaf, View
 from normgeo.geometry.mass import mass, tare
+from normgeo.geometry.reading import Operation, operation
 
 __all__ = [
     "Factor",
@@ -14,12 +15,14 @@ __all__ = [
     "Layout",
     "Leaf",
     "Node",
+    "Operation",
     "Use",
     "View",
     "assumed",
     "bound",
     "declare",
     "mass",
+    "operation",
     "register",
     "tare",
     "trace",

@@ -1,8 +1,9 @@
 """The one torch optimizer: gather and stack, smooth, direct, scale, write, constrain."""
 
+from normgeo.optim.averages import BEMA, EMA, ScheduleFree
 from normgeo.optim.direction import Direction, Dualize
 from normgeo.optim.guard import NonFiniteError
 from normgeo.optim.iterate import Descent, Iterate
 from normgeo.optim.optimizer import Optimizer
 
-__all__ = ["Descent", "Direction", "Dualize", "Iterate", "NonFiniteError", "Optimizer"]
+__all__ = ["BEMA", "EMA", "Descent", "Direction", "Dualize", "Iterate", "NonFiniteError", "Optimizer", "ScheduleFree"]

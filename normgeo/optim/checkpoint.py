@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -33,7 +34,9 @@ def structure(parts: Parts, leaves: Sequence[Leaf]) -> dict[str, dict[str, str]]
 
 def _words(value: object) -> str:
     """A value as text, without the address that a class with no repr of its own would show."""
-    return repr(value) if is_dataclass(value) or value is None else f"{type(value).__qualname__}(...)"
+    if is_dataclass(value) or value is None:
+        return re.sub(r"<(?:[^<> ]*\.)?(\w+) object at 0x[0-9a-f]+>", r"\1(...)", repr(value))
+    return f"{type(value).__qualname__}(...)"
 
 
 def compare(mine: Sequence[dict[str, Any]], saved: Sequence[dict[str, Any] | None]) -> None:
@@ -48,10 +51,17 @@ def compare(mine: Sequence[dict[str, Any]], saved: Sequence[dict[str, Any] | Non
             raise ValueError("the checkpoint is of another network: " + "; ".join(different[:5]) + more)
         for name, here in ours["parts"].items():
             there = theirs["parts"][name]
-            if here.split("(")[0] != there.split("(")[0]:
+            if _kind(here) != _kind(there):
                 raise ValueError(f"the checkpoint was made with {name}={there}, this optimizer has {name}={here}")
             if here != there:
                 warnings.warn(f"the checkpoint had {name}={there}; continuing with {name}={here}", stacklevel=4)
+
+
+def _kind(words: str) -> str:
+    """The names of a part without what is in parentheses: "Warmup(steps=9) * Constant()" -> "Warmup * Constant"."""
+    while words != (shorter := re.sub(r"\([^()]*\)", "", words)):
+        words = shorter
+    return words
 
 
 def keep_dtypes(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:

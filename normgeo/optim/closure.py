@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,8 +11,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from normgeo.optim.stack import Parts, Stack
+from normgeo.steps.base import Move, total
 
-__all__ = ["Grads", "evaluate", "hessian_vector_product"]
+__all__ = ["Grads", "Line", "evaluate", "hessian_vector_product"]
+
+WANTED = {"loss", "hvp", "closure"}
 
 Grads = dict[Parameter, Tensor]
 """gradients that can be differentiated again"""
@@ -29,9 +33,10 @@ def evaluate(
     """
     needs = [part.needs for group in parts for part in group]
     if closure is None:
-        if any({"loss", "hvp"} & set(need) for need in needs):
+        asking = sorted({type(part).__name__ for group in parts for part in group if WANTED & set(part.needs)})
+        if asking:
             raise ValueError(
-                "a part of this optimizer needs the loss; call opt.step(closure) with a closure that returns it"
+                f"{', '.join(asking)} needs the loss; call opt.step(closure) with a closure that returns it"
             )
         return None, None
     periods = [need["hvp"] for need in needs if "hvp" in need]
@@ -59,16 +64,57 @@ def _differentiate(
     return loss.detach(), graph
 
 
-def hessian_vector_product(stack: Stack, graph: Grads) -> Callable[[Tensor], Tensor]:
-    """V (n, *shape) ↦ H V, H the block of the Hessian that belongs to the leaves of the stack."""
+def hessian_vector_product(stacks: Sequence[Stack], graph: Grads) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    """[V (n, *shape) for each stack] ↦ [H V], H the block of the Hessian that belongs to the leaves of these stacks."""
 
-    def product(V: Tensor) -> Tensor:
-        tangents = {p: v for p, v in stack.as_parameters(V).items() if p in graph}
+    def product(Vs: Sequence[Tensor]) -> list[Tensor]:
+        tangents: dict[Parameter, Tensor] = {}
+        for stack, V in zip(stacks, Vs, strict=True):
+            for p, v in stack.as_parameters(V).items():
+                if p in graph:
+                    tangents[p] = tangents[p] + v if p in tangents else v
         params = list(tangents)
         with torch.enable_grad():
             grads = [graph[p] for p in params]
             rows = torch.autograd.grad(grads, params, list(tangents.values()), retain_graph=True, allow_unused=True)
         found = {p: row for p, row in zip(params, rows, strict=True) if row is not None}
-        return stack.from_parameters({p: found.get(p, torch.zeros_like(p)) for p in stack.params})
+        zeros = {p: torch.zeros_like(p) for stack in stacks for p in stack.params if p not in found}
+        return [stack.from_parameters({**zeros, **found}) for stack in stacks]
 
     return product
+
+
+@dataclass
+class Line:
+    """η ↦ loss and slope at W - η·r·D for the stacks of a group; weights and gradients are put back afterwards."""
+
+    closure: Callable[[], Any]
+    stacks: Sequence[Stack]
+    moves: Sequence[Move]
+    start: tuple[Tensor, Tensor] | None
+    """loss and slope at η = 0, where they are known"""
+    parameters: list[Parameter]
+    differentiates: bool
+    """whether the closure leaves backward to us"""
+
+    def __call__(self, eta: Tensor | float) -> tuple[Tensor, Tensor]:
+        if self.start is not None and not isinstance(eta, Tensor) and eta == 0:
+            return self.start
+        both = list(zip(self.stacks, self.moves, strict=True))
+        grads = {p: None if p.grad is None else p.grad.clone() for p in self.parameters}
+        present = [stack.present() for stack in self.stacks]
+        try:
+            for (stack, move), where in zip(both, present, strict=True):
+                # the path of the weights alone: constraints and averages come after the choice
+                stack.write(move.W - torch.as_tensor(eta).to(move.W) * move.radius * move.D, where)
+            with torch.enable_grad():
+                loss = self.closure()
+                if self.differentiates:
+                    loss, _ = _differentiate(loss, self.parameters, [], 0)
+            slope = total((stack.grads() * move.radius * move.D).sum() for stack, move in both)
+        finally:
+            for (stack, move), where in zip(both, present, strict=True):
+                stack.write(move.W, where)
+            for p, grad in grads.items():
+                p.grad = grad
+        return torch.as_tensor(loss).detach(), -slope

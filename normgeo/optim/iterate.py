@@ -38,6 +38,10 @@ class Iterate(ABC):
     def write(self, W: Tensor, D: Tensor, eta: Tensor, state: State) -> Tensor:
         """The new weights; η·D is the step, D with the size of the leaf's radius unless the iterate is `joint`."""
 
+    def follow(self, W: Tensor, written: Tensor, state: State) -> None:
+        """See W, what the constraint has made of the weights that `write` returned."""
+        return
+
     def average(self, W: Tensor, state: State) -> Tensor:
         """The weights to evaluate with; `Optimizer.averaged()` puts them in place."""
         return W

@@ -15,7 +15,7 @@ from torch.nn import Parameter
 from normgeo.constraints import Constraint, Decay, Free
 from normgeo.geometry import Leaf
 from normgeo.optim import checkpoint
-from normgeo.optim.closure import evaluate
+from normgeo.optim.closure import Grads, Line, evaluate, hessian_vector_product
 from normgeo.optim.direction import Direction
 from normgeo.optim.guard import Guard, Policy, Verdict
 from normgeo.optim.iterate import Descent, Iterate
@@ -35,7 +35,7 @@ KINDS: dict[str, Any] = {
     "constraint": Constraint,
 }
 OPTIONS = {"params", "leaves", "lr", "decay", *KINDS}
-SUPPLIED = {"loss", "hvp", "moves", "updates"}
+SUPPLIED = {"loss", "hvp", "closure", "moves", "updates"}
 
 
 @dataclass
@@ -84,6 +84,7 @@ class Optimizer(torch.optim.Optimizer):
         self._leaves: dict[Parameter, tuple[Leaf, ...]] = {}
         self._bound: list[Ready] | None = None
         self._signature: tuple[Any, ...] = ()
+        self._evaluating = False
         self._guard = Guard(nonfinite)
         self.parts: list[Parts] = []
         """what each parameter group is made to do"""
@@ -116,6 +117,7 @@ class Optimizer(torch.optim.Optimizer):
             group["constraint"] = _decay(decay, group.get("constraint"))
         parts = replace(self._default_parts, **{name: group.pop(name) for name in KINDS if name in group})
         _check(parts, group.get("lr", self.defaults["lr"]))
+        _check_owner(parts)
         for parameter, its in zip(group["params"], leaves, strict=True):
             _check_leaves(parameter, its)
         group["structure"] = checkpoint.structure(parts, [leaf for its in leaves for leaf in its])
@@ -140,16 +142,26 @@ class Optimizer(torch.optim.Optimizer):
             if not isinstance(group["lr"], Tensor):  # looking into a tensor would wait for its device
                 _check_lr(group["lr"])
                 group["base_lr"] = group["base_lr"] or group["lr"]
+        if self._evaluating:
+            raise RuntimeError(
+                "step() inside `with opt.averaged()`: the model has its averaged weights; leave the block first"
+            )
         groups = self._ready()
         loss, graph = evaluate(closure, self.parts, self._trainable, lambda: int(groups[0].count))
-        verdict = self._examine()
+        verdict = self._examine(loss)
         if verdict.step:
             for group, ready in zip(self.param_groups, groups, strict=True):
-                self._advance(group, ready, verdict, loss, graph)
+                self._advance(group, ready, verdict, loss, graph, closure)
         return loss
 
     def _advance(
-        self, group: dict[str, Any], ready: Ready, verdict: Verdict, loss: Any, graph: dict[Parameter, Tensor] | None
+        self,
+        group: dict[str, Any],
+        ready: Ready,
+        verdict: Verdict,
+        loss: Any,
+        graph: Grads | None,
+        closure: Callable[[], Any] | None,
     ) -> None:
         stacks = [stack for stack in ready.stacks if any(stack.present())]
         if not stacks:
@@ -165,6 +177,10 @@ class Optimizer(torch.optim.Optimizer):
         moves: Iterable[Move] = (direct(s, a, stats, graph) for s, a in zip(stacks, living, strict=True))
         if {"moves", "updates"} & set(step.needs):
             moves = stats.moves = list(moves)
+            if graph is not None and "hvp" in step.needs:
+                stats.hessian = hessian_vector_product(stacks, graph)
+            if closure is not None and "closure" in step.needs:
+                stats.line = self._line(ready, stacks, stats, loss, closure)
         value = step.value(stats, state)
         for i, (stack, move) in enumerate(zip(stacks, moves, strict=True)):
             factor = value if isinstance(value, Tensor) else value[i]
@@ -174,6 +190,18 @@ class Optimizer(torch.optim.Optimizer):
             stack.commit(was, a)
         self._commit_shared(ready, state, shared_before, verdict)
 
+    def _line(
+        self, ready: Ready, stacks: list[Stack], stats: Stats, loss: Any, closure: Callable[[], Any]
+    ) -> Line | None:
+        """The loss along the direction of a group. Once another group has moved, it has to be measured at 0 too."""
+        period = ready.parts.step.needs["closure"]
+        if period > 1 and int(ready.count) % period:
+            return None
+        first = self._bound is not None and ready is self._bound[0]
+        start = (torch.as_tensor(loss).detach(), -stats.slope) if first else None
+        differentiates = any("hvp" in part.needs for parts in self.parts for part in parts)
+        return Line(closure, stacks, stats.moves, start, self._trainable(), differentiates)
+
     def _commit_shared(self, ready: Ready, state: StepState, before: dict[str, Tensor], verdict: Verdict) -> None:
         together = verdict.finite if verdict.together else None
         ok = None if together is None else together.all().to(ready.count.device)
@@ -182,15 +210,16 @@ class Optimizer(torch.optim.Optimizer):
             buffer.copy_(new if ok is None else torch.where(ok, new, before[name]))
         ready.count.add_(1 if ok is None else ok)
 
-    def _examine(self) -> Verdict:
-        """Look for NaN and Inf."""
+    def _examine(self, loss: Any) -> Verdict:
+        """Look for NaN and Inf, also in a loss that a part asked for."""
         params = [p for p in self._trainable() if p.grad is not None]
         grads = [p.grad for p in params if p.grad is not None]
         for p, grad in zip(params, grads, strict=True):
             if grad.is_sparse:
                 name = self._leaves[p][0].parameter
                 raise ValueError(f"the gradient of {name} is sparse; norms need dense gradients: use a dense embedding")
-        verdict = self._guard(lambda: [self._leaves[p][0].parameter for p in params], grads)
+        asked = any("loss" in part.needs for parts in self.parts for part in parts)
+        verdict = self._guard(lambda: [self._leaves[p][0].parameter for p in params], grads, loss if asked else None)
         if verdict.finite is not None:
             verdict.position = {p: i for i, p in enumerate(params)}
         return verdict
@@ -233,6 +262,14 @@ class Optimizer(torch.optim.Optimizer):
 
     # ---- checkpoints
 
+    def state_dict(self) -> dict[str, Any]:
+        """As everywhere in torch, to be saved together with the weights that the model trains with."""
+        if self._evaluating:
+            raise RuntimeError(
+                "state_dict() inside `with opt.averaged()`: the model's weights are not those it trains with"
+            )
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint. Its leaves and parts must be the same; its numbers (lr, masses, radii) win."""
         mine = [group["structure"] for group in self.param_groups]
@@ -249,7 +286,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._bound, self._signature = None, ()
+        self._bound, self._signature, self._evaluating = None, (), False
 
     def _group_leaves(self, group: dict[str, Any]) -> list[Leaf]:
         return [leaf for p in group["params"] for leaf in self._leaves[p]]
@@ -279,7 +316,8 @@ class Optimizer(torch.optim.Optimizer):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the model has the weights that the iterate wants evaluated; outside, those it trains with.
+        """Inside, the model has the weights that the iterate wants evaluated; outside, those it trains with, to the bit.
+        `step()` inside is refused, and so is saving: leave the block first.
 
         >>> import normgeo as ng
         >>> model = ng.nn.MLP(8, 16, 4)
@@ -287,14 +325,18 @@ class Optimizer(torch.optim.Optimizer):
         >>> with opt.averaged():
         ...     pass  # evaluate the model here
         """
+        if self._evaluating:
+            raise RuntimeError("`with opt.averaged()` inside another: the model has its averaged weights already")
         with torch.no_grad():
             stacks = [stack for ready in self._ready() for stack in ready.stacks]
             training = [stack.weights() for stack in stacks]
             for stack, W in zip(stacks, training, strict=True):
                 stack.write(stack.iterate.average(W, stack.state["iterate"]), [True] * len(stack))
+        self._evaluating = True
         try:
             yield
         finally:
+            self._evaluating = False
             with torch.no_grad():
                 for stack, W in zip(stacks, training, strict=True):
                     stack.write(W, [True] * len(stack))
@@ -348,6 +390,11 @@ def _check(parts: Parts, lr: float | Tensor) -> None:
             raise ValueError(
                 f"{name} {type(part).__name__} needs {missing}, but this optimizer supplies {sorted(SUPPLIED)}"
             )
+
+
+def _check_owner(parts: Parts) -> None:
+    if parts.direction is not None and type(parts.constraint).direct is not Constraint.direct:
+        raise ValueError(f"{parts.constraint} has a direction of its own; leave out direction={parts.direction}")
 
 
 def _check_leaves(parameter: Tensor, leaves: Sequence[Leaf]) -> None:

@@ -34,18 +34,25 @@ def direct(stack: Stack, living: Tensor | None, stats: Stats, graph: dict[Parame
         G = torch.where(living.to(G.device).reshape(stack.radius.shape), G, 0)
     G = stack.constraint.tangent(W, G, state["constraint"])
     M = stack.rule.update(G, state["rule"])
-    seen = stats if graph is None else Stats(stats.count, stats.loss, hvp=hessian_vector_product(stack, graph))
+    seen = stats
+    if graph is not None:
+        product = hessian_vector_product([stack], graph)
+        seen = Stats(stats.count, stats.loss, hvp=lambda V: product([V])[0])
     stack.direction.observe(G, state["direction"], seen)
-    return Move(G, M, stack.direction(M, state["direction"], W), W, stack.radius)
+    D = stack.constraint.direct(M, W, state["constraint"])
+    if D is None:
+        D = stack.direction(M, state["direction"], W)
+    return Move(G, M, D, W, stack.radius, stack.leaves)
 
 
 def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_update: bool) -> None:
     """From the unit direction to the weights; at η = 0 nothing moves, whatever the constraint would do."""
     old = move.W
-    radius, iterate = move.radius, stack.iterate
+    radius, iterate, state = move.radius, stack.iterate, stack.state["iterate"]
     D, eta = (move.D, radius * rate.eta) if iterate.joint else (radius * move.D, rate.eta)
-    new = iterate.write(old, D, eta, stack.state["iterate"])
-    new = stack.constraint.retract(new, old, rate, stack.state["constraint"])
+    step = iterate.write(old, D, eta, state)
+    new = stack.constraint.retract(step, old, rate, stack.state["constraint"])
+    iterate.follow(new, step, state)
     moving = rate.eta != 0
     if not stack.all_may_move:
         moving = moving & (stack.radius > 0)  # a leaf of mass 0 is not moved by its constraint either
@@ -57,13 +64,13 @@ def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_upda
     stack.write(new, stack.present())
     stack.count_moves(new, old)
     if keep_update:
-        move.update = new - old
+        move.update, move.eta = new - old, rate.eta
 
 
 def rate(group: dict[str, Any], factor: Tensor, move: Move) -> Rate:
     """η = lr·factor, and the same over the lr that the group was made with."""
     factor = factor.to(move.W)
-    if factor.ndim:
+    if factor.ndim == 1:
         factor = factor.reshape(move.radius.shape)
     eta = group["lr"] * factor
-    return Rate(eta, eta / group["base_lr"] if group["base_lr"] else torch.zeros_like(eta))
+    return Rate(eta, eta / group["base_lr"] if group["base_lr"] else torch.zeros_like(eta), move.radius)

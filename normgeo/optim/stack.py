@@ -111,7 +111,7 @@ class Stack:
         if written.device.type == "cpu":  # there comparing and then reducing is slow, and nothing waits for the answer
             changed = torch.tensor([not torch.equal(a, b) for a, b in zip(written, old, strict=True)])
         else:
-            changed = (written != old).flatten(1).any(1)
+            changed = (written != old).reshape(len(self), -1).any(1)
         self.numbers["moved"] += changed
 
     def commit(self, before: dict[str, State] | None, alive: Tensor | None) -> None:

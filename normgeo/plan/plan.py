@@ -58,6 +58,10 @@ class Plan:
     identity: Mapping[str, weakref.ref[Parameter]] = field(default_factory=dict, compare=False, repr=False)
     """parameters at compile time, to find them again when their names change"""
     rebuild: Callable[[nn.Module], Plan] | None = field(default=None, compare=False, repr=False)
+    assumed: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+    """operations without a rule, and how often they ran"""
+    unused: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """frozen parameters that the output does not depend on; they have no leaf"""
 
     # ---- the modular norm
 
@@ -207,7 +211,8 @@ class Plan:
                 raise ValueError(f"the model has no parameter {name}; compile the plan again for this model")
             found[name] = parameter
         known = {id(p) for p in found.values()}
-        if unknown := [name for name, p in named_parameters(model).items() if id(p) not in known]:
+        others = {name: p for name, p in named_parameters(model).items() if id(p) not in known}
+        if unknown := [name for name, p in others.items() if p.requires_grad or name not in self.unused]:
             raise ValueError(f"the plan does not know {some(unknown)}; write plan = plan.extend(model)")
         return found
 
@@ -263,7 +268,13 @@ class Plan:
             if not typical
             else f"{typical} of {len(self.leaves)} leaves rest on typical factors: η is typical, not a bound"
         )
-        return f"{table(self.leaves)}\n{len(self.leaves)} leaves, mass {self.mass:.4g}; {promise}"
+        lines = [table(self.leaves), f"{len(self.leaves)} leaves, mass {self.mass:.4g}; {promise}"]
+        if self.assumed:
+            each = ", ".join(f"{name} ({times})" for name, times in self.assumed.items())
+            lines.append(f"assumed, because no rule says what they do: {each}")
+        if self.unused:
+            lines.append(f"frozen and not used: {some(self.unused)}")
+        return "\n".join(lines)
 
     def to_json(self) -> str:
         """The plan as JSON; `from_json` gives it back."""
