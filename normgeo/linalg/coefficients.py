@@ -114,8 +114,8 @@ def optimal_quintics(steps: int, lower: float = 1e-3, cushion: float = CUSHION) 
 
 @lru_cache
 def optimal_polynomials(degrees: tuple[int, ...], lower: float = 1e-3, cushion: float = CUSHION) -> Schedule:
-    """The odd polynomials of these degrees that bring [lower, 1] closest to 1 in the worst case, each the best for what
-    the ones before leave.
+    """The odd polynomials of these degrees (5, 9, 13, ...) that bring [lower, 1] closest to 1 in the worst case, each the
+    best for what the ones before leave.
 
     The best for [l, u] maps it to [p(l), 2 - p(l)], and the next one takes it from there: that greedy choice is optimal
     among all compositions (arXiv 2505.16932, Thm 3.1). For l ≪ u the best sends some values just below u almost to 0; so
@@ -124,9 +124,9 @@ def optimal_polynomials(degrees: tuple[int, ...], lower: float = 1e-3, cushion: 
     >>> [len(step) for step in optimal_polynomials((5, 9))]
     [3, 5]
     """
-    if not degrees or any(d < 3 or d % 2 == 0 for d in degrees) or not 0 < lower < 1 or not 0 <= cushion < 1:
+    if not degrees or any(d < 5 or d % 4 != 1 for d in degrees) or not 0 < lower < 1 or not 0 <= cushion < 1:
         raise ValueError(
-            "the polynomials need odd degrees ≥ 3 (one a step, steps ≥ 1), 0 < lower < 1 and 0 ≤ cushion < 1, "
+            "the polynomials need degrees 5, 9, 13, ... (one a step, steps ≥ 1), 0 < lower < 1 and 0 ≤ cushion < 1, "
             f"got degrees={degrees}, lower={lower}, cushion={cushion}"
         )
     table = []
@@ -139,7 +139,7 @@ def optimal_polynomials(degrees: tuple[int, ...], lower: float = 1e-3, cushion: 
                 continue
             step = _best(degree, max(low, share * high), high)
             ends = [_at(step, low), _at(step, high)]
-            centre = sum(ends) / 2
+            centre = (ends[0] + ends[1]) / 2
             table.append(tuple(float(c / centre) for c in step))
             low = ends[0] / centre
             high = 2 - low
@@ -177,8 +177,8 @@ def _extremes(step: Coefficients) -> list[Decimal]:
     for root in roots:
         y = Decimal(float(root))
         for _ in range(4):
-            value = sum(c * y**k for k, c in enumerate(slope))
-            y -= value / sum(k * c * y ** (k - 1) for k, c in enumerate(slope) if k)
+            value = sum((c * y**k for k, c in enumerate(slope)), Decimal(0))
+            y -= value / sum((k * c * y ** (k - 1) for k, c in enumerate(slope) if k), Decimal(0))
         out.append(y.sqrt())
     return out
 

@@ -5,7 +5,7 @@ import torch
 __all__ = ["multiplies_bfloat16_fast"]
 
 # torch 2.9 has no get_capabilities; without it the answer is no, which is only slow.
-_CPU = getattr(torch.cpu, "get_capabilities", dict)()
+_CPU: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
 _CPU_HAS_IT = torch.backends.mkldnn.is_available() and any(_CPU.get(flag) for flag in ("avx512_bf16", "amx_bf16"))
 
 

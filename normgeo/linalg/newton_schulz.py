@@ -75,9 +75,10 @@ class NewtonSchulz(Polar):
         *batch, m, n = g.shape
         x = _unit(g).reshape(-1, m, n)
         form = _gram_form if self.gram and 2 * max(m, n) >= 3 * min(m, n) else _plain_form
-        return form(x.to(self._work(x)), self.schedule, x.dtype).reshape(*batch, m, n).to(g.dtype)
+        return form(x.to(self.work(x)), self.schedule, x.dtype).reshape(*batch, m, n).to(g.dtype)
 
-    def _work(self, x: Tensor) -> torch.dtype:
+    def work(self, x: Tensor) -> torch.dtype:
+        """The dtype in which the products of x (in float32 at least) are made."""
         if self.dtype != "mixed":
             return self.dtype or x.dtype
         pays = x.dtype == torch.float32 and min(x.shape[-2:]) >= SMALLEST_MIXED and multiplies_bfloat16_fast(x.device)
@@ -126,10 +127,19 @@ class PolarExpress(Polar):
     def __call__(self, g: Tensor) -> Tensor:
         return self._iteration(g)
 
+    @property
+    def schedule(self) -> Schedule:
+        """The coefficients of each step."""
+        return self._iteration.schedule
+
     @cached_property
     def _iteration(self) -> NewtonSchulz:
         schedule = polar_express(self.steps, self.safety, self.lower, self.ceiling)
         return NewtonSchulz(schedule, self.dtype, self.gram)
+
+    def work(self, x: Tensor) -> torch.dtype:
+        """The dtype in which the products of x (in float32 at least) are made."""
+        return self._iteration.work(x)
 
 
 # A last step of degree 9 does for one more product what takes another step of degree 5. `lower` is half of the 1e-3 that is

@@ -66,9 +66,7 @@ class Guard:
         self._seen = "the gradient"
         self._pending: tuple[Tensor, torch.cuda.Event | None, Callable[[], list[str]]] | None = None
 
-    def __call__(
-        self, names: Callable[[], list[str]], grads: list[Tensor], loss: Tensor | None = None
-    ) -> Verdict:
+    def __call__(self, names: Callable[[], list[str]], grads: list[Tensor], loss: Tensor | None = None) -> Verdict:
         self.report()
         if not grads:
             return Verdict(step=False)
@@ -112,7 +110,9 @@ class Guard:
         warnings.warn(f"{fact}: {done}, {self.skipped} skipped so far", RuntimeWarning, stacklevel=4)
 
 
-def _finite(grads: list[Tensor], loss: Tensor | None, order: float) -> Tensor:  # -> (p,) bool on the device of the first
+def _finite(
+    grads: list[Tensor], loss: Tensor | None, order: float
+) -> Tensor:  # -> (p,) bool on the device of the first
     """Whether ‖g‖ is finite, and so all of g (NaN propagates, Inf stays), and the loss where a part looks at it: a step
     size would take its NaN to all parameters.
     """
