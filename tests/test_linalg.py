@@ -142,7 +142,7 @@ def in_bfloat16(polar):
 @pytest.mark.parametrize("shape", [(64, 64), (64, 256), (256, 64), (256, 256)])
 @pytest.mark.parametrize("spectrum", ["gaussian", "to 1e-3", "to 1e-10", "half 1e-3", "spike", "flat"])
 def test_tight_keeps_its_promise_in_bfloat16(spectrum, shape):
-    """Singular values of G/‖G‖_F in [1e-3, 1] land in [.99, 1.002], and ⟨G, P⟩ ≥ .95 ‖G‖*: also where most are 1e-3."""
+    """Singular values of G/‖G‖_F in [1e-3, 1] land in [.99, 1], and ⟨G, P⟩ ≥ .95 ‖G‖*: also where most are 1e-3."""
     m, k = min(shape), max(shape)
     s = {
         "gaussian": torch.linalg.svdvals(gaussian(m, k)),
@@ -156,7 +156,7 @@ def test_tight_keeps_its_promise_in_bfloat16(spectrum, shape):
     g = ((u * s) @ v[:m] if shape[0] == m else v[:, :m] @ (s[:, None] * u)).float()
     p = in_bfloat16(TIGHT)(g)
     sizes = torch.linalg.svdvals(p.double())
-    assert sizes.max() <= 1.002
+    assert sizes.max() <= 1
     assert sizes[: int((s / s.norm() >= 0.999e-3).sum())].min() >= 0.99
     assert (g.double() * p.double()).sum() >= 0.95 * s.sum()
     for power in (100, -100):

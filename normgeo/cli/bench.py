@@ -2,6 +2,7 @@
 
 import click
 
+from normgeo.cli.quality import quality
 from normgeo.cli.speed import speed
 
 __all__ = ["bench"]
@@ -12,4 +13,5 @@ def bench() -> None:
     """Measure optimizers beside others."""
 
 
+bench.add_command(quality)
 bench.add_command(speed)

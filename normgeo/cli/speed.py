@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from normgeo import lab
 
 __all__ = ["speed"]
 
+RESULTS, PICTURE = "results.json", "speed.png"
+
 
 @click.command()
 @click.option("--width", default="64,256", show_default=True, help="Widths of the GPTs, separated by commas.")
@@ -24,8 +25,8 @@ __all__ = ["speed"]
 @click.option("--threads", type=int, default=1, show_default=True, help="Threads of torch.")
 @click.option("--seconds", type=float, default=12.0, show_default=True, help="For each width, about.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results. [default: runs/speed-TIME]")
-def speed(width: str, depth: int, threads: int, seconds: float, device: str, out: Path | None) -> None:
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/speed"), show_default=True, help="Folder.")
+def speed(width: str, depth: int, threads: int, seconds: float, device: str, out: Path) -> None:
     """Time optimizer steps beside torch's Muon and AdamW, in turn in one process, and beside their matrix products."""
     try:
         widths = [int(each) for each in width.split(",")]
@@ -54,8 +55,7 @@ def speed(width: str, depth: int, threads: int, seconds: float, device: str, out
         "timings": [asdict(timing) for timing in timings],
         "accuracies": [asdict(accuracy) for accuracy in accuracies],
     }
-    folder = Path("runs") / f"speed-{time.strftime('%Y%m%d-%H%M%S')}" if out is None else out
-    folder.mkdir(parents=True, exist_ok=True)
-    lab.write_whole(folder / "results.json", json.dumps(facts, indent=1).encode())
-    lab.write_whole(folder / "speed.png", lab.plot_speed(timings, f"GPT of depth {depth}, {device}, {threads} threads"))
-    console.print(f"saved {folder / 'results.json'} and {folder / 'speed.png'}")
+    out.mkdir(parents=True, exist_ok=True)
+    lab.write_whole(out / RESULTS, json.dumps(facts, indent=1).encode())
+    lab.write_whole(out / PICTURE, lab.plot_speed(timings, f"GPT of depth {depth}, {device}, {threads} threads"))
+    console.print(f"saved {out / RESULTS} and {out / PICTURE}")

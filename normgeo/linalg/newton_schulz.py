@@ -142,9 +142,10 @@ class PolarExpress(Polar):
         return self._iteration.work(x)
 
 
-# A last step of degree 9 does for one more product what takes another step of degree 5. `lower` is half of the 1e-3 that is
-# promised, and `ceiling` below 1, because of what rounding to bfloat16 does at both ends.
-TIGHT = PolarExpress((5, 5, 5, 5, 5, 9), dtype="mixed", lower=5e-4, ceiling=0.999)
+# A last step of degree 9 does for one more product what takes another step of degree 5. `lower` is below the 1e-3 that is
+# promised, and `ceiling` below 1, because of what rounding to bfloat16 does at both ends: in bfloat16 the result is in
+# [.991, .9991] (tests/test_linalg.py), so it stays in the unit ball.
+TIGHT = PolarExpress((5, 5, 5, 5, 5, 9), dtype="mixed", lower=6e-4, ceiling=0.9965)
 FAST = PolarExpress((5, 5, 5, 9), dtype="mixed", lower=4e-3)
 
 

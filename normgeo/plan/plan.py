@@ -20,10 +20,10 @@ from torch.nn import Parameter
 from normgeo.geometry import Leaf
 from normgeo.linalg import FAST, SVD, TIGHT, Polar
 from normgeo.norms import with_polar
-from normgeo.optim import Optimizer
+from normgeo.optim import Direction, Optimizer
 from normgeo.plan.names import aliases, named_parameters, some
 from normgeo.plan.patterns import overrides
-from normgeo.plan.serialise import leaf_from_plain, leaf_to_plain
+from normgeo.plan.serialise import from_plain, leaf_from_plain, leaf_to_plain, to_plain
 from normgeo.plan.table import table
 
 __all__ = ["Plan"]
@@ -62,6 +62,8 @@ class Plan:
     """operations without a rule, and how often they ran"""
     unused: tuple[str, ...] = field(default=(), compare=False, repr=False)
     """frozen parameters that the output does not depend on; they have no leaf"""
+    directions: Mapping[str, Direction] = field(default_factory=dict, repr=False)
+    """parameter name -> the direction that a budget gives it, in place of the dual of its norm"""
 
     # ---- the modular norm
 
@@ -130,8 +132,10 @@ class Plan:
         """The optimizer of the model, or of parameter groups made with `groups`. Options are those of `Optimizer`.
 
         precision: how polar factors are computed; both named ones multiply in bfloat16 where the device does that faster.
-        "tight": singular values of G/‖G‖_F in [1e-3, 1] land in [.99, 1.002]. "fast", two thirds of the work: those in
-        [4e-3, 1] in [.92, 1.02], smaller ones fall short. "exact": SVD. Or any `normgeo.linalg.Polar`.
+        "tight": singular values of G/‖G‖_F in [1e-3, 1] land in [.99, 1], never above the unit ball. "fast", two thirds of
+        the work: those in [4e-3, 1] in [.92, 1.02], smaller ones fall short. "exact": SVD. Or any `normgeo.linalg.Polar`.
+        constraint: one for all leaves, or by pattern with "*" for the rest, {"head": Free(), "*": Ball(2.0)}; each pattern
+        becomes a parameter group.
         dry_run=True returns, in place of the optimizer, the leaves that it would not move and why.
         """
         polar = PRECISIONS.get(precision) if isinstance(precision, str) else precision
@@ -182,10 +186,13 @@ class Plan:
         found = self.find(model)
         wanted = list(found) if only is None else list(overrides("only", dict.fromkeys(only, True), list(found)))
         own = overrides("groups", options, wanted)
-        groups: dict[int, dict[str, Any]] = {}
+        groups: dict[tuple[int, int], dict[str, Any]] = {}
         for name in wanted:
-            key = id(own[name]) if name in own else 0
-            group = groups.setdefault(key, {"params": [], "leaves": [], **own.get(name, {})})
+            one: dict[str, Any] = dict(own.get(name, {}))
+            if name in self.directions:
+                one.setdefault("direction", self.directions[name])
+            key = (id(own[name]) if name in own else 0, id(self.directions.get(name)))
+            group = groups.setdefault(key, {"params": [], "leaves": [], **one})
             group["params"].append(found[name])
             group["leaves"].append([leaf for leaf in self.leaves if leaf.parameter == name])
         return sorted(groups.values(), key=lambda group: len(group) > 2)
@@ -229,7 +236,7 @@ class Plan:
         return self.rebuild(model)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Plan, (self.leaves,)
+        return _restored, (self.leaves, self.directions)
 
     def holds(self, model: nn.Module) -> list[str]:
         """Why the promise ‖f(w + Δ) - f(w)‖ ≤ ‖Δ‖ is not asserted at the model's present weights; empty if it is.
@@ -273,11 +280,19 @@ class Plan:
             lines.append(f"assumed, because no rule says what they do: {each}")
         if self.unused:
             lines.append(f"frozen and not used: {some(self.unused)}")
+        for direction in dict.fromkeys(map(str, self.directions.values())):
+            names = [name for name, one in self.directions.items() if str(one) == direction]
+            lines.append(f"{some(names)}: {direction}")
         return "\n".join(lines)
 
     def to_json(self) -> str:
         """The plan as JSON; `from_json` gives it back."""
-        return json.dumps({"normgeo plan": FORMAT, "leaves": [leaf_to_plain(leaf) for leaf in self.leaves]}, indent=1)
+        data = {
+            "normgeo plan": FORMAT,
+            "leaves": [leaf_to_plain(leaf) for leaf in self.leaves],
+            "directions": {name: to_plain(direction) for name, direction in self.directions.items()},
+        }
+        return json.dumps(data, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -286,7 +301,8 @@ class Plan:
             data = json.loads(text)
             if data["normgeo plan"] != FORMAT:
                 raise ValueError(f"it has format {data['normgeo plan']}, this version reads {FORMAT}")
-            return cls(tuple(leaf_from_plain(leaf) for leaf in data["leaves"]))
+            directions = {name: from_plain(value) for name, value in data.get("directions", {}).items()}
+            return cls(tuple(leaf_from_plain(leaf) for leaf in data["leaves"]), directions=directions)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"this is not a plan that this version of normgeo can read: {error}") from error
 
@@ -309,3 +325,7 @@ class Plan:
         True
         """
         return cls.from_json(Path(path).read_text(encoding="utf-8"))
+
+
+def _restored(leaves: tuple[Leaf, ...], directions: Mapping[str, Direction]) -> Plan:
+    return Plan(leaves, directions=directions)
