@@ -14,7 +14,7 @@ __all__ = ["accuracy_table", "plot_speed", "speed_table"]
 
 def speed_table(timings: Sequence[Timing]) -> Table:
     """A line per optimizer and width; [first and third quartile] beside each median."""
-    table = Table(title="one step on the hidden matrices of a GPT: median [quartiles]; ratio to torch Muon")
+    table = Table(title="one step on the hidden matrices of a GPT: median and quartiles, ratios to torch Muon")
     table.add_column("width")
     table.add_column("optimizer", no_wrap=True)
     for column in ("ms", "ratio", "GFLOP/s", "GB/s"):
@@ -35,7 +35,7 @@ def speed_table(timings: Sequence[Timing]) -> Table:
 
 def accuracy_table(accuracies: Sequence[Accuracy]) -> Table:
     """How near the polar factors of the optimizers come to the exact one."""
-    table = Table(title="polar factors: singular values for those of G/‖G‖_F in [1e-3, 1], and least ⟨G, P⟩/‖G‖*")
+    table = Table(title="polar factors: singular values where those of G/‖G‖_F are ≥ 1e-3, and least ⟨G, P⟩/‖G‖*")
     table.add_column("width")
     table.add_column("optimizer")
     for column in ("least", "largest", "descent"):
