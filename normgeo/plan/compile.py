@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from normgeo.budgets import Budget, DataMetric
 from normgeo.geometry import Factor, GeometryError, Graph, Leaf, Node, Use, bound, trace, unwrapped
 from normgeo.geometry.shares import Share, shares
+from normgeo.geometry.splits import Split
 from normgeo.norms import Norm
 from normgeo.optim import Direction, Operate, Optimizer
 from normgeo.plan.names import named_parameters, some
@@ -36,6 +37,8 @@ def compile(
     masses: Mapping[str, float] | None = None,
     norms: Mapping[str, Norm] | None = None,
     radii: Mapping[str, float] | None = None,
+    roles: Mapping[str, str] | None = None,
+    splits: Mapping[str, Split] | None = None,
     budgets: Mapping[str, Budget | DataMetric | Direction] | None = None,
     strict: bool = False,
 ) -> Plan:
@@ -49,8 +52,9 @@ def compile(
     output: which of the tensors that the model gives counts, by name, position or function; by default the tensor itself,
     .logits, .last_hidden_state or the only floating tensor. masses, norms, radii: values by pattern of leaf or module
     names; a mass is that of each leaf. budgets: by pattern of parameter names, operators on gradients in place of the dual
-    of the leaf's norm, `optim.Operate(budget)`; give an Operate to say more. strict=True makes an assumed factor an error.
-    Nothing is JIT-compiled, and the model is left as it was.
+    of the leaf's norm, `optim.Operate(budget)`; or an Operate. roles: what parameters are used as, by pattern,
+    in place of what is found. splits: blocks of fused parameters, as `{"*.qkv": "(three h d) i -> three h d i"}`.
+    strict=True makes an assumed factor an error. Nothing is JIT-compiled, and the model is left as it was.
 
     >>> import normgeo as ng
     >>> plan = ng.compile(ng.nn.MLP(784, 256, 10), masses={"4": 2.0})
@@ -67,10 +71,11 @@ def compile(
         raise TypeError("example_inputs is a tuple of the model's arguments; write example_inputs=(x,)")
     inner = unwrapped(model)
     options: dict[str, Any] = {"masses": masses, "norms": norms, "radii": radii, "strict": strict}
-    if example_kwargs is None and output is None and _declares(inner, example_inputs):
+    recording = {"kwargs": example_kwargs, "output": output, "roles": roles, "splits": splits}
+    if all(option is None for option in recording.values()) and _declares(inner, example_inputs):
         plan = _compile(model, sizes=_sizes(inner, example_inputs), **options)
     else:
-        plan = _recorded(model, example_inputs or (), example_kwargs, output=output, **options)
+        plan = _recorded(model, {"args": example_inputs or (), **recording}, **options)
     return _with_budgets(plan, budgets) if budgets else plan
 
 
@@ -112,10 +117,8 @@ def _declares(model: nn.Module, example_inputs: Sequence[Any] | None) -> bool:
 
 def _recorded(
     model: nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any] | None,
+    recording: Mapping[str, Any],
     *,
-    output: str | int | Callable[[Any], Any] | None,
     masses: Mapping[str, float] | None,
     norms: Mapping[str, Norm] | None,
     radii: Mapping[str, float] | None,
@@ -123,7 +126,7 @@ def _recorded(
 ) -> Plan:
     inner = unwrapped(model)
     parameters = _some_parameters(inner)
-    found = run(inner, parameters, args, kwargs, output)
+    found = run(inner, parameters, **recording)
     if strict and found.assumed:
         unknown = ", ".join(f"{name} ({times} times)" for name, times in found.assumed.items())
         raise GeometryError(
@@ -135,9 +138,7 @@ def _recorded(
     given = overrides("norms", norms, list(named))
     leaves = [_shared(leaf, *named[leaf], by_role[leaf], given.get(leaf)) for leaf in named]
     leaves = _with_radii(_with_masses(leaves, masses), radii)
-    again = functools.partial(
-        _recorded, args=args, kwargs=kwargs, output=output, masses=masses, norms=norms, radii=radii, strict=strict
-    )
+    again = functools.partial(_recorded, recording=recording, masses=masses, norms=norms, radii=radii, strict=strict)
     identity = {name: weakref.ref(p) for name, p in parameters.items()}
     return Plan(tuple(leaves), identity, again, found.assumed, found.unused)
 
@@ -175,7 +176,8 @@ def _compile(
             f"{some(unknown)}: the sensitivity is assumed; register the modules behind it or drop strict=True"
         )
     again = functools.partial(_compile, sizes=sizes, masses=masses, norms=norms, radii=radii, strict=strict)
-    return Plan(tuple(leaves), {name: weakref.ref(p) for name, p in parameters.items()}, again)
+    identity = {name: weakref.ref(p) for name, p in parameters.items()}
+    return Plan(tuple(leaves), identity, again, graph=functools.partial(_record, sizes=sizes))
 
 
 def optimizer(
