@@ -31,7 +31,8 @@ class RowCap(Constraint):
         check_radius(type(self).__name__, self.radius)
 
     def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
-        return W / (rms(W) / self.radius).clamp_min(1)
+        rows = _rows(W)
+        return (rows / (rms(rows) / self.radius).clamp_min(1)).reshape(W.shape)
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,13 @@ class Oblique(Constraint):
         check_radius(type(self).__name__, self.radius)
 
     def tangent(self, W: Tensor, G: Tensor, state: dict[str, Tensor]) -> Tensor:
-        along = unit(W, 1)
-        return G - (G * along).sum(-1, keepdim=True) * along
+        along = unit(_rows(W), 1)
+        return G - ((_rows(G) * along).sum(-1, keepdim=True) * along).reshape(W.shape)
 
     def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
-        return unit(W, 1) * (self.radius * math.sqrt(W.shape[-1]))
+        rows = _rows(W)
+        return (unit(rows, 1) * (self.radius * math.sqrt(rows.shape[-1]))).reshape(W.shape)
+
+
+def _rows(W: Tensor) -> Tensor:  # (n,) -> (n, 1), a scalar being a row of one entry
+    return W if W.ndim > 1 else W.unsqueeze(1)

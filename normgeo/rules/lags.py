@@ -50,6 +50,7 @@ class LagCurve:
         """See the gradients x of the next step. `metric` (n, d) weighs the inner product."""
         if self.center:
             before = state["mean"] / self._weight(state["t"]).clamp_min(1 - self.memory)[:, None]
+            before = torch.where(state["t"][:, None] > 0, before, x)  # the first is its own mean
             state["mean"] = self.memory * state["mean"] + (1 - self.memory) * x
             x, against = x - before, None if against is None else against - before
         past = torch.cat([x[:, None], state["past"]], 1)
@@ -108,9 +109,11 @@ class AdamLags:
         """See the gradients x (n, d) of the next step."""
         t = state["t.0"] + 1
         for i, beta in enumerate(self.candidates):
-            state["v"][:, i] = beta * state["v"][:, i] + (1 - beta) * x.square()
-            c = (state["v"][:, i] / (1 - beta**t)[:, None]).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
-            weights = (c.log().mean(1, keepdim=True) - c.log()).exp()  # 1/c with geometric mean 1
+            state["v"][:, i] = v = beta * state["v"][:, i] + (1 - beta) * x.square()
+            live = v > 0  # entries that never had a gradient have no cost to weigh
+            log_c = torch.where(live, v / (1 - beta**t)[:, None], 1).log() / 2
+            middle = log_c.sum(1, keepdim=True) / live.sum(1, keepdim=True).clamp_min(1)
+            weights = torch.where(live, (middle - log_c).exp(), 0)  # 1/c with geometric mean 1
             its = {name: state[f"{name}.{i}"] for name in ("past", "curve", "t")}
             self._curve.update(x, its, against, weights)
             state.update({f"{name}.{i}": tensor for name, tensor in its.items()})
