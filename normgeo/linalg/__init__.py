@@ -4,7 +4,8 @@ from normgeo.linalg import coefficients
 from normgeo.linalg.decompose import svd, svdvals
 from normgeo.linalg.newton_schulz import NewtonSchulz, PolarExpress
 from normgeo.linalg.polar import SVD, Polar
-from normgeo.linalg.power import steepest_gain
+from normgeo.linalg.power import ascent, steepest_gain
+from normgeo.linalg.randomized import RandomizedSVD
 from normgeo.linalg.scale import exponent, l2, shift
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "NewtonSchulz",
     "Polar",
     "PolarExpress",
+    "RandomizedSVD",
+    "ascent",
     "coefficients",
     "exponent",
     "l2",

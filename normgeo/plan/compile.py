@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from normgeo.geometry import Factor, GeometryError, Graph, Leaf, Node, Use, bound, trace, unwrapped
+from normgeo.geometry import Factor, GeometryError, Graph, Input, Leaf, Node, Use, bound, trace, unwrapped
+from normgeo.geometry.measure import undisturbed
 from normgeo.norms import Norm
 from normgeo.optim import Optimizer
 from normgeo.plan.names import named_parameters, some
@@ -36,8 +37,9 @@ def compile(
     """The plan of a model made of `normgeo.nn` modules and of modules registered with `normgeo.geometry.register`.
 
     example_inputs: run once to see that the model takes them; floating inputs also set the input sizes (largest RMS over
-    features, at least 1), which are 1 otherwise. masses, norms, radii: values by pattern of leaf or module names; a mass
-    is that of each leaf. strict=True makes an assumed factor an error. Nothing is JIT-compiled and no weight is touched.
+    features, at least 1), which are 1 otherwise. sensitivity: "declared" by the modules, or "measured" at the example
+    inputs (`Plan.refresh`). masses, norms, radii: values by pattern of leaf or module names; a mass is that of each leaf.
+    strict=True makes an assumed factor an error. Nothing is JIT-compiled and no weight is touched.
 
     >>> import normgeo as ng
     >>> plan = ng.compile(ng.nn.MLP(784, 256, 10), masses={"4": 2.0})
@@ -46,16 +48,21 @@ def compile(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"compile takes a torch.nn.Module, got {model!r}")
-    if sensitivity != "declared":
-        raise ValueError(f'sensitivity={sensitivity!r} is not known here; write sensitivity="declared"')
-    sizes = _sizes(unwrapped(model), example_inputs)
-    return _compile(model, sizes=sizes, masses=masses, norms=norms, radii=radii, strict=strict)
+    if sensitivity not in ("declared", "measured"):
+        raise ValueError(f'sensitivity={sensitivity!r} is not known here; write sensitivity="declared" or "measured"')
+    inputs = _inputs(unwrapped(model), example_inputs)
+    plan = _compile(model, inputs=inputs, masses=masses, norms=norms, radii=radii, strict=strict)
+    if sensitivity == "declared":
+        return plan
+    if example_inputs is None:
+        raise ValueError('sensitivity="measured" needs inputs to measure at; write example_inputs=(x,)')
+    return plan.refresh(model, example_inputs)
 
 
 def _compile(
     model: nn.Module,
     *,
-    sizes: list[Factor],
+    inputs: list[Input],
     masses: Mapping[str, float] | None,
     norms: Mapping[str, Norm] | None,
     radii: Mapping[str, float] | None,
@@ -65,14 +72,15 @@ def _compile(
     parameters = named_parameters(inner)
     if not parameters:
         raise GeometryError(f"{type(inner).__name__} has no parameters, so there is nothing to optimize")
-    graph, output = _record(inner, sizes)
+    graph, output = _record(inner, [bound(x.size) for x in inputs])
     leaves = _with_radii(_with_masses(_leaves(graph, output, parameters, norms), masses), radii)
     if strict and (unknown := [leaf.name for leaf in leaves if leaf.known == "assumed"]):
         raise GeometryError(
             f"{some(unknown)}: the sensitivity is assumed; register the modules behind it or drop strict=True"
         )
-    again = functools.partial(_compile, sizes=sizes, masses=masses, norms=norms, radii=radii, strict=strict)
-    return Plan(tuple(leaves), {name: weakref.ref(p) for name, p in parameters.items()}, again)
+    again = functools.partial(_compile, inputs=inputs, masses=masses, norms=norms, radii=radii, strict=strict)
+    identity = {name: weakref.ref(p) for name, p in parameters.items()}
+    return Plan(tuple(leaves), identity, again, tuple(inputs), output.layout.axis or -1)
 
 
 def optimizer(model: nn.Module, example_inputs: Sequence[Any] | None = None, **options: Any) -> Optimizer:
@@ -85,39 +93,23 @@ def optimizer(model: nn.Module, example_inputs: Sequence[Any] | None = None, **o
     return made
 
 
-def output_axis(model: nn.Module, inputs: Sequence[Any]) -> int:
-    """The axis of the features of what the model gives, counted from the end: the last if nobody has said otherwise."""
-    return _record(unwrapped(model), [bound(1.0)] * len(inputs))[1].layout.axis or -1
-
-
-def _sizes(model: nn.Module, example_inputs: Sequence[Any] | None) -> list[Factor]:
+def _inputs(model: nn.Module, example_inputs: Sequence[Any] | None) -> list[Input]:
     """How large each input is, after a trial run of the model in evaluation mode that leaves no trace."""
     if example_inputs is None:
-        return [bound(1.0)]
+        return [Input()]
     if isinstance(example_inputs, Tensor):
         raise TypeError("example_inputs is a tuple of the model's arguments; write example_inputs=(x,)")
-    modes = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad(), torch.random.fork_rng():
-            model.eval()(*example_inputs)
+        with torch.no_grad(), undisturbed(model):
+            model(*example_inputs)
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in example_inputs)
         raise ValueError(f"the model rejects example_inputs of shape {shapes}: {error}") from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
     # Sizes need the axis of the features, and the graph says which one that is.
     graph, _ = _record(model, [bound(1.0)] * len(example_inputs))
-    return [_size(x, node.layout.axis or -1) for x, node in zip(example_inputs, graph.nodes, strict=False)]
-
-
-def _size(x: Any, axis: int) -> Factor:
-    if not (isinstance(x, Tensor) and x.is_floating_point()):
-        return bound(1.0)
-    largest = float(x.detach().float().square().mean(axis).sqrt().max())
-    if not math.isfinite(largest):
-        raise ValueError("example_inputs contain NaN or Inf; give inputs as they come in training")
-    return bound(max(1.0, largest))
+    axes = [node.layout.axis or -1 for node in graph.nodes[: len(example_inputs)]]
+    given = zip(example_inputs, axes, strict=True)
+    return [Input(max(1.0, Input(axis=axis).measure(x)), axis) for x, axis in given]
 
 
 def _record(model: nn.Module, sizes: list[Factor]) -> tuple[Graph, Node]:

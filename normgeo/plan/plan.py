@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
 import math
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from normgeo.geometry import Leaf
+from normgeo.geometry import Input, Leaf, measure, unwrapped
+from normgeo.geometry.measure import CAP, FLOOR
 from normgeo.linalg import SVD, Polar, PolarExpress
 from normgeo.norms import with_polar
 from normgeo.optim import Optimizer
@@ -25,6 +27,7 @@ from normgeo.plan.names import aliases, named_parameters, some
 from normgeo.plan.patterns import overrides
 from normgeo.plan.serialise import leaf_from_plain, leaf_to_plain
 from normgeo.plan.table import table
+from normgeo.plan.verdict import Verdict
 
 __all__ = ["Plan"]
 
@@ -58,6 +61,10 @@ class Plan:
     identity: Mapping[str, weakref.ref[Parameter]] = field(default_factory=dict, compare=False, repr=False)
     """parameters at compile time, to find them again when their names change"""
     rebuild: Callable[[nn.Module], Plan] | None = field(default=None, compare=False, repr=False)
+    inputs: tuple[Input, ...] = ()
+    """what is assumed of each input"""
+    axis: int = -1
+    """of the features of the output"""
 
     # ---- the modular norm
 
@@ -225,21 +232,72 @@ class Plan:
         return self.rebuild(model)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Plan, (self.leaves,)
+        return Plan, (self.leaves, {}, None, self.inputs, self.axis)
 
-    def holds(self, model: nn.Module) -> list[str]:
-        """Why the promise ‖f(w + Δ) - f(w)‖ ≤ ‖Δ‖ is not asserted at the model's present weights; empty if it is.
+    def refresh(
+        self,
+        model: nn.Module,
+        batch: Sequence[Any] | Mapping[str, Any],
+        *,
+        output: Callable[[Any], Tensor] | None = None,
+        draws: int = 3,
+        backwards: int = 32,
+        seed: int = 0,
+    ) -> Plan:
+        """This plan with x·μ of every leaf measured at the model's present weights, by `normgeo.geometry.measure`, and the
+        radii that follow. batch: what the model is called with, a tuple of arguments or a dict of named ones. Masses,
+        norms and radii that were given stay. An optimizer made before keeps its radii.
+
+        >>> import torch, normgeo as ng
+        >>> model = ng.nn.MLP(4, 8, 2)
+        >>> [leaf.source for leaf in ng.compile(model).refresh(model, (torch.ones(1, 4),)).leaves]
+        ['measured', 'measured', 'measured']
+        """
+        if isinstance(batch, Tensor):
+            raise TypeError("batch is a tuple or a dict of the model's arguments; write plan.refresh(model, (x,))")
+        args, named = ((), batch) if isinstance(batch, Mapping) else (tuple(batch), {})
+        found = measure(
+            unwrapped(model),
+            self.leaves,
+            self.find(model),
+            args,
+            named,
+            output=output,
+            axis=self.axis,
+            draws=draws,
+            backwards=backwards,
+            seed=seed,
+        )
+        again = self.rebuild and functools.partial(
+            _refreshed, self.rebuild, batch=batch, output=output, draws=draws, backwards=backwards, seed=seed
+        )
+        return dataclasses.replace(self, leaves=found.apply(self.leaves), rebuild=again)
+
+    def holds(self, model: nn.Module, batch: Sequence[Any] | None = None) -> Verdict:
+        """Whether the promise ‖f(w + Δ) - f(w)‖ ≤ ‖Δ‖ applies at the model's present weights and, if given, to these
+        inputs: all factors are bounds, weights are in the unit balls, and inputs no larger than was assumed.
 
         >>> import normgeo as ng
         >>> model = ng.nn.Linear(4, 2)
-        >>> ng.compile(model).holds(model)
-        []
+        >>> bool(ng.compile(model).holds(model)), bool(ng.compile(0.5 * ng.nn.Stream(model, 0.5)).holds(model))
+        (True, False)
         """
         found = self.find(model)
         moving = [leaf for leaf in self.leaves if found[leaf.parameter].requires_grad]
-        out = [f"{leaf.name}: x·μ is {leaf.known}" for leaf in moving if leaf.known != "bound"]
+        reasons = [f"{leaf.name}: x·μ is {_how(leaf)}" for leaf in moving if leaf.known != "bound"]
         sizes = self.sizes(model)
-        return out + [f"{n}: its norm is {s:.4g}, outside the unit ball" for n, s in sizes.items() if not s <= 1 + 1e-5]
+        reasons += [f"{n}: its norm is {s:.4g}, outside the unit ball" for n, s in sizes.items() if not s <= 1 + 1e-5]
+        return Verdict((*reasons, *self._larger(batch or ())))
+
+    def _larger(self, batch: Sequence[Any]) -> list[str]:
+        if batch and len(batch) != len(self.inputs):
+            return [f"{len(batch)} inputs, but the plan is for {len(self.inputs)}"]
+        sizes = [(i, x.measure(given), x.size) for i, (x, given) in enumerate(zip(self.inputs, batch, strict=False))]
+        return [
+            f"input {i}: its size is {s:.4g}, and the plan is for {most:.4g}"
+            for i, s, most in sizes
+            if not s <= most * (1 + 1e-5)
+        ]
 
     def sizes(self, model: nn.Module | None = None) -> dict[str, float]:
         """leaf name -> norm of the weight as it is now.
@@ -263,11 +321,19 @@ class Plan:
             if not typical
             else f"{typical} of {len(self.leaves)} leaves rest on typical factors: η is typical, not a bound"
         )
-        return f"{table(self.leaves)}\n{len(self.leaves)} leaves, mass {self.mass:.4g}; {promise}"
+        measured = sum(leaf.source.startswith("measured") for leaf in self.leaves)
+        lower = (
+            f"\n{measured} leaves measured: x·μ is a lower estimate; radii from floor {FLOOR:g} to cap {CAP:g}"
+            if measured
+            else ""
+        )
+        return f"{table(self.leaves)}\n{len(self.leaves)} leaves, mass {self.mass:.4g}; {promise}{lower}"
 
     def to_json(self) -> str:
         """The plan as JSON; `from_json` gives it back."""
-        return json.dumps({"normgeo plan": FORMAT, "leaves": [leaf_to_plain(leaf) for leaf in self.leaves]}, indent=1)
+        leaves = [leaf_to_plain(leaf) for leaf in self.leaves]
+        inputs = [dataclasses.asdict(x) for x in self.inputs]
+        return json.dumps({"normgeo plan": FORMAT, "leaves": leaves, "inputs": inputs, "axis": self.axis}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -276,7 +342,9 @@ class Plan:
             data = json.loads(text)
             if data["normgeo plan"] != FORMAT:
                 raise ValueError(f"it has format {data['normgeo plan']}, this version reads {FORMAT}")
-            return cls(tuple(leaf_from_plain(leaf) for leaf in data["leaves"]))
+            inputs = tuple(Input(**x) for x in data.get("inputs", ()))
+            leaves = tuple(leaf_from_plain(leaf) for leaf in data["leaves"])
+            return cls(leaves, inputs=inputs, axis=data.get("axis", -1))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"this is not a plan that this version of normgeo can read: {error}") from error
 
@@ -299,3 +367,11 @@ class Plan:
         True
         """
         return cls.from_json(Path(path).read_text(encoding="utf-8"))
+
+
+def _how(leaf: Leaf) -> str:
+    return "measured, a lower estimate" if leaf.source.startswith("measured") else leaf.known
+
+
+def _refreshed(rebuild: Callable[[nn.Module], Plan], model: nn.Module, **options: Any) -> Plan:
+    return rebuild(model).refresh(model, **options)

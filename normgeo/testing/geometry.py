@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from normgeo.geometry import Leaf, unwrapped
+from normgeo.geometry import Leaf, differentiable, norming, unwrapped
 from normgeo.linalg import SVD, steepest_gain
 from normgeo.norms import with_polar
 from normgeo.plan import Plan
 from normgeo.plan import compile as compile_plan
-from normgeo.plan.compile import output_axis
 from normgeo.plan.names import named_parameters
 
 __all__ = ["check_geometry"]
@@ -52,9 +50,9 @@ def check_geometry(
         out: Tensor = torch.func.functional_call(model, ws, tuple(inputs))
         return out
 
-    with sdpa_kernel(SDPBackend.MATH):  # flash attention has no forward derivative on CPU
-        worst = _search(f, weights, exact, starts, seed, output_axis(model, inputs))
-    if not plan.holds(model):
+    with differentiable():
+        worst = _search(f, weights, exact, starts, seed, plan.axis)
+    if plan.holds(model):
         # Weights may be outside their balls by the rounding of their dtype, which each layer passes on.
         slack = math.prod(max(1.0, size) for size in plan.sizes(model).values())
         assert worst <= slack * (1 + tolerance), f"‖J Δ‖ reaches {worst:.6f} for a Δ of modular norm 1"
@@ -79,14 +77,3 @@ def _search(f: Callable[[Weights], Tensor], weights: Weights, exact: Plan, start
 
 def _exact(leaf: Leaf) -> Leaf:
     return dataclasses.replace(leaf, norm=with_polar(leaf.norm, SVD()))
-
-
-def norming(y: Tensor, axis: int = -1) -> Tensor:
-    """u with ⟨u, y⟩ = max RMS(y_t) and dual norm 1: the worst token's, or pixel's, own direction."""
-    last = y.movedim(axis, -1)
-    rows = last.reshape(-1, last.shape[-1])
-    sizes = rows.square().mean(-1).sqrt()
-    worst = int(sizes.argmax())
-    u = torch.zeros_like(rows)
-    u[worst] = rows[worst] / (sizes[worst].clamp_min(torch.finfo(y.dtype).tiny) * rows.shape[-1])
-    return u.reshape(last.shape).movedim(-1, axis)
