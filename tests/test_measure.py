@@ -235,8 +235,8 @@ def test_measured_in_the_dtype_of_the_model(dtype):
     torch.manual_seed(0)
     model = drawn(ng.nn.GPT(11, 6, 8, 2, 1)).to(dtype)
     found = products(model, NETWORKS["GPT"][1]())
-    exact = products(model.double(), NETWORKS["GPT"][1]())
-    loose = 0.5 if dtype == torch.bfloat16 else 0.35  # each dtype draws its own random numbers
+    exact = products(copy.deepcopy(model).double(), NETWORKS["GPT"][1]())
+    loose = 0.5 if dtype == torch.bfloat16 else 0.1  # rounding may lead the search another way
     for name in found:
         assert found[name] == pytest.approx(exact[name], rel=loose)
 

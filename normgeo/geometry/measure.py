@@ -34,7 +34,8 @@ FLOOR, CAP = 1e-6, 1.0
 """Least and largest radius that a measurement may lead to. Norms of leaves are such that weights have sizes around 1, so a
 radius of 1 lets one step of size 1 replace a weight."""
 EXPLORE = 1 / 3
-"""the share of the backwards that start afresh; random starts find the worst token, the others its worst direction"""
+"""The share of the backwards that start afresh, the first ones: they look for the worst tokens, the others from there for
+the worst directions."""
 
 Tensors = dict[str, Tensor]
 
@@ -106,21 +107,19 @@ def measure(
     shares = {leaf.name: leaf.mass / total for leaf in leaves}
     # A leaf without mass does not move; it counts as any other if it starts at 0.
     levels = {name: share or 1 / len(leaves) for name, share in shares.items()}
-    best: dict[str, float] = {}
-    history: dict[str, tuple[float, ...]] = dict.fromkeys(shares, ())
+    search = _Search(leaves, backwards, axis, output_norm, random)
     with undisturbed(model), differentiable():
         f = _function(model, parameters, inputs, kwargs or {}, output)
         for draw in range(draws):
+            if draw:
+                best = search.best()
+                levels = {name: _radius(shares[name] or level, best[name], limits) for name, level in levels.items()}
             weights = _draw(leaves, parameters, levels, step=draw > 0, random=random)
-            budget = backwards // draws + (draw < backwards % draws)
-            found = _Search(_Linear(f, weights), leaves, random).run(budget, axis, output_norm or RMS())
-            history = {name: history[name] + found[name] for name in history}
-            best = {name: max(history[name]) for name in history}
-            if draw < draws - 1:
-                levels = {name: _radius(shares[name] or levels[name], best[name], limits) for name in best}
+            search.run(_Linear(f, weights), backwards // draws + (draw < backwards % draws))
+    history = {name: tuple(found) for name, found in search.found.items()}
     if bad := [name for name, found in history.items() if not math.isfinite(sum(found))]:
         raise GeometryError(f"{bad[0]}: its Jacobian has NaN or Inf at these inputs; check the inputs and the weights")
-    return Measurement(best, history, levels, backwards)
+    return Measurement(search.best(), history, levels, backwards)
 
 
 def norming(y: Tensor, axis: int = -1, norm: Norm | None = None) -> Tensor:
@@ -201,7 +200,7 @@ def _draw(
         seen = leaf.read(stored).to(_work(stored))
 
         def drawn(leaf: Leaf = leaf, level: float = level, like: Tensor = seen) -> Tensor:
-            return level * leaf.norm.init(leaf.shape, random, like.dtype).to(like.device)
+            return (level * leaf.norm.init(leaf.shape, random, torch.float32)).to(like)
 
         moved = seen + drawn() if step else seen
         leaf.write(stored, (drawn() if leaf.norm.norm(moved) < level else moved).to(stored.dtype))
@@ -256,39 +255,45 @@ class _Linear:
 class _Search:
     """Which change to push forward next, and what the gradients that came back said of each leaf."""
 
-    def __init__(self, linear: _Linear, leaves: Sequence[Leaf], random: torch.Generator) -> None:
-        self.linear, self.leaves, self.random = linear, leaves, random
+    def __init__(
+        self, leaves: Sequence[Leaf], backwards: int, axis: int, norm: Norm | None, random: torch.Generator
+    ) -> None:
+        self.leaves, self.axis, self.norm, self.random = leaves, axis, norm, random
         self.found: dict[str, list[float]] = {leaf.name: [] for leaf in leaves}
         self.directions: Tensors = {}
-        self.turns = self._turns()
+        self.order: list[Leaf] = []
+        self.left = round(EXPLORE * backwards)
 
-    def run(self, budget: int, axis: int, norm: Norm) -> dict[str, tuple[float, ...]]:
-        """leaf -> ‖J_ℓᵀu‖* for each of `budget` choices of u."""
-
-        def unit(y: Tensor) -> Tensor:
-            # Where JΔ is 0 any u may find something.
-            return norming(y if y.any() else torch.randn(y.shape, generator=self.random).to(y), axis, norm)
-
-        def choose(_: Tensors) -> Tensors:
-            done = len(self.found[self.leaves[0].name])
-            return self.afresh() if done < EXPLORE * budget else self.onward()
-
-        rounds = ascent(self.linear.push, self.linear.pull, unit, choose, self.afresh())
-        for _, gradients in islice(rounds, budget):
+    def run(self, linear: _Linear, rounds: int) -> None:
+        """Find ‖J_ℓᵀu‖* of every leaf for as many choices of u. What was learnt at other weights is where it starts."""
+        self.like = linear.weights
+        first = self.choose({})
+        for _, gradients in islice(ascent(linear.push, linear.pull, self.unit, self.choose, first), rounds):
             self.record(gradients)
-        return {name: tuple(found) for name, found in self.found.items()}
 
-    def afresh(self) -> Tensors:
-        """A random change of the leaf whose turn it is."""
-        leaf = next(self.turns)
-        like = self.linear.point[leaf.parameter]
-        gaussian = torch.randn(leaf.shape, generator=self.random, dtype=_work(like)).to(like.device)
-        return self._change(leaf, leaf.norm.dualize(gaussian))
+    def best(self) -> dict[str, float]:
+        return {name: max(found, default=0.0) for name, found in self.found.items()}
 
-    def onward(self) -> Tensors:
-        """The best change so far of the leaf whose turn it is."""
-        leaf = next(self.turns)
-        return self._change(leaf, self.directions[leaf.name])
+    def unit(self, y: Tensor) -> Tensor:
+        """Where JΔ is 0 any u may find something."""
+        return norming(y if y.any() else torch.randn(y.shape, generator=self.random).to(y), self.axis, self.norm)
+
+    def choose(self, _: Tensors) -> Tensors:
+        """A change of the leaf whose turn it is: random ones first, later the best so far."""
+        if not self.order:
+            self.order = [self.leaves[i] for i in torch.randperm(len(self.leaves), generator=self.random).tolist()]
+        leaf = self.order.pop()
+        like = self.like[leaf.parameter]
+        if self.left > 0 or not self.directions:
+            self.left -= 1
+            # In float32 whatever the model's dtype, so that it is the same search.
+            gaussian = torch.randn(leaf.shape, generator=self.random, dtype=torch.float32).to(like.device)
+            direction = leaf.norm.dualize(gaussian)
+        else:
+            direction = self.directions[leaf.name]
+        change = torch.zeros_like(like, requires_grad=False)
+        leaf.write(change, direction.to(change.dtype))
+        return {leaf.parameter: change}
 
     def record(self, gradients: Tensors) -> None:
         """⟨g, dualize(g)⟩ is the dual norm, or less where a polar factor is not exact."""
@@ -300,15 +305,6 @@ class _Search:
             if found >= max(self.found[leaf.name], default=0.0) or leaf.name not in self.directions:
                 self.directions[leaf.name] = direction.to(stored.dtype)
             self.found[leaf.name].append(found)
-
-    def _turns(self) -> Iterator[Leaf]:
-        while True:
-            yield from (self.leaves[i] for i in torch.randperm(len(self.leaves), generator=self.random).tolist())
-
-    def _change(self, leaf: Leaf, direction: Tensor) -> Tensors:
-        change = torch.zeros_like(self.linear.point[leaf.parameter], requires_grad=False)
-        leaf.write(change, direction.to(change.dtype))
-        return {leaf.parameter: change}
 
 
 def _work(x: Tensor) -> torch.dtype:
