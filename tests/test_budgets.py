@@ -9,8 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import normgeo as ng
-from normgeo import budgets
-from normgeo.budgets import Budget, Diagonal, Frobenius, Invariant, OnDiagonal, Spectral
+from normgeo import budgets, norms
+from normgeo.budgets import (
+    Blocks,
+    Budget,
+    Diagonal,
+    Ellipsoid,
+    Frobenius,
+    Invariant,
+    LayerWise,
+    OnDiagonal,
+    Penalty,
+    Product,
+    Spectral,
+    Step,
+)
+from normgeo.linalg import SVD
 from normgeo.testing import check_budget
 
 DIM = 5
@@ -26,6 +40,7 @@ def symmetric(d, seed=0):
     return x + x.mT
 
 
+SINGULAR = spd(DIM, 7, low=-2) @ torch.diag(torch.tensor([1.0, 1, 1, 0, 0], dtype=torch.float64)) @ spd(DIM, 7, low=-2)
 INSTANCES = {
     "Frobenius": Frobenius(2.3),
     "Spectral": Spectral(trace=1.0, cap=0.3),
@@ -33,12 +48,27 @@ INSTANCES = {
     "Spectral, one direction": Spectral(trace=1.0, cap=1.0),
     "OnDiagonal": OnDiagonal(Spectral(trace=1.0, cap=0.4)),
     "Diagonal": Diagonal(costs=torch.linspace(0.1, 3, DIM, dtype=torch.float64), B=0.7),
+    "Ellipsoid": Ellipsoid(spd(DIM, 3, low=-2), B=1.3),
+    "Ellipsoid, singular": Ellipsoid(SINGULAR),
+    "LayerWise": LayerWise(torch.linspace(0.2, 2, DIM, dtype=torch.float64), dims=(3, 1, 4, 1, 5)),
+    "Step, infinity": Step(norms.Linf(), radius=0.3),
+    "Step, spectral": Step(norms.Spectral(SVD()), radius=2.0),
+    "Scaled": 2 * Frobenius(),
+    "Scaled Ellipsoid": 0.1 * Ellipsoid(spd(DIM, 3)),
+    "Product": Product(Diagonal(2.0)),
+    "Product of matrices": Product(Frobenius()),
+    "Blocks": Blocks(Spectral(1.0, 0.3)),
+}
+ITERATED = {
+    "Intersection of invariant": Frobenius() & Spectral(1.4, 0.6),
+    "Sum": Frobenius() + Spectral(1.4, 0.6),
 }
 ABSTRACT = {Budget, Invariant}
 
 
 def test_every_exported_budget_is_checked():
-    assert {type(budget) for budget in INSTANCES.values()} == set(exported(budgets, Budget)) - ABSTRACT
+    checked = {type(budget) for budget in [*INSTANCES.values(), *ITERATED.values()]}
+    assert checked == set(exported(budgets, Budget)) - ABSTRACT
 
 
 @pytest.mark.parametrize("name", INSTANCES)
@@ -46,6 +76,13 @@ def test_every_exported_budget_is_checked():
 @given(seed=seeds)
 def test_laws(name, seed):
     check_budget(INSTANCES[name], dim=DIM, seed=seed)
+
+
+@pytest.mark.filterwarnings("ignore::normgeo.budgets.NumericalWarning")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ITERATED)
+def test_laws_of_what_is_found_numerically(name):
+    check_budget(ITERATED[name], dim=3)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 8])
@@ -78,6 +115,92 @@ def solved(m, use, dim=DIM, starts=3):
 def test_frobenius_equals_an_independent_solver(moment):
     m = spd(DIM, 1) if moment == "psd" else symmetric(DIM, 1)
     assert float(Frobenius(2.3).support(m)) == pytest.approx(solved(m, lambda q: q.norm() / 2.3**0.5), rel=1e-7)
+
+
+@pytest.mark.parametrize("moment", ["psd", "indefinite"])
+def test_ellipsoid_equals_an_independent_solver(moment):
+    w, m = spd(DIM, 3, low=-2), spd(DIM, 1) if moment == "psd" else symmetric(DIM, 1)
+    found = solved(m, lambda q: (torch.trace(q @ w @ q) / 1.3).sqrt())
+    assert float(Ellipsoid(w, 1.3).support(m)) == pytest.approx(found, rel=1e-6)
+
+
+def test_what_ellipsoids_make_of_metrics_that_commute_with_the_moment():
+    """X0-4: with the moment itself as metric every direction gets the same, which whitens nothing; M^{3/2} gives M^{-1/2}
+    and M² gives M⁻¹."""
+    m = spd(DIM, 2)
+    s, u = torch.linalg.eigh(m)
+    for power in (1.0, 1.5, 2.0):
+        q = Ellipsoid((u * s**power) @ u.mT, B=0.7).maximizer(m)
+        wanted = (u * s ** (1 - power)) @ u.mT
+        torch.testing.assert_close(q / q.norm(), wanted / wanted.norm(), rtol=1e-8, atol=1e-8)
+    best = float((0.7 * torch.trace(m)) ** 0.5)
+    assert float(Ellipsoid(m, B=0.7).support(m)) == pytest.approx(best, rel=1e-9)
+
+
+def test_newton_is_not_the_best_symmetric_operator_in_its_ellipsoid():
+    """X0-10: for M = ggᵀ the Lyapunov solution beats the ray of H⁻¹."""
+    h, g = spd(DIM, 5, low=-2), gaussian(DIM, seed=6)
+    budget, m = Ellipsoid(h), g.outer(g)
+    ray = torch.linalg.inv(h)
+    ray = ray / budget.gauge(ray)
+    assert budget.support(m) > 1.05 * (ray * m).sum()
+    q = budget.maximizer(m)
+    c = (h @ q + q @ h)[0, 0] / m[0, 0]
+    torch.testing.assert_close(h @ q + q @ h, c * m, rtol=1e-8, atol=1e-8)
+
+
+def test_layers_share_by_evidence_over_cost():
+    """X0-19: α ∝ S/(d·‖θ‖²) beats the printed α ∝ 1/‖θ‖ at the same cost."""
+    sizes, dims = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64), (4, 2, 3)
+    s = torch.tensor([1.0, 3.0, 0.2], dtype=torch.float64)
+    budget = LayerWise(sizes, dims, B=0.3)
+    printed = 1 / sizes
+    assert budget.support(s) > 1.05 * (s * printed / budget.gauge(printed)).sum()
+    alpha = budget.maximizer(s)
+    ratio = alpha * torch.tensor(dims) * sizes**2 / s
+    torch.testing.assert_close(ratio, ratio[0].expand(3))
+    cost = sum(n**2 * d * a**2 for n, d, a in zip(sizes, dims, alpha, strict=True))
+    assert float(cost) == pytest.approx(0.3)
+
+
+@given(seed=seeds)
+def test_steps_are_trust_regions_and_majorisations(seed):
+    g = gaussian(4, 3, seed=seed)
+    for norm in (norms.Frobenius(), norms.Spectral(SVD()), norms.L1ToRMS()):
+        region, price = Step(norm, radius=0.2), Penalty(Step(norm), sharpness=5.0)
+        step = region.maximizer(g)
+        assert float(norm.norm(step)) == pytest.approx(0.2)
+        assert float((g * step).sum()) == pytest.approx(0.2 * float(norm.dual_norm(g)))
+        best = price.maximizer(g)
+        gain = (g * best).sum() - 2.5 * norm.norm(best) ** 2
+        assert float(gain) == pytest.approx(float(price.gain(g)))
+        for k in range(20):
+            other = best + 10.0 ** -(k % 4) * gaussian(4, 3, seed=seed + k)
+            assert (g * other).sum() - 2.5 * norm.norm(other) ** 2 <= gain + 1e-9
+    torch.testing.assert_close(Penalty(Step(norms.Frobenius()), 10.0).maximizer(g), g / 10)
+
+
+def test_blocks_are_the_dense_block_diagonal():
+    ms = torch.stack([symmetric(3, 1), spd(3, 2)])
+    dense = torch.block_diag(*ms)
+    for budget in (Frobenius(2.0), Spectral(1.0, 0.3)):
+        torch.testing.assert_close(torch.block_diag(*Blocks(budget).maximizer(ms)), budget.maximizer(dense))
+        torch.testing.assert_close(Blocks(budget).support(ms), budget.support(dense))
+
+
+@pytest.mark.filterwarnings("ignore::normgeo.budgets.NumericalWarning")
+def test_an_intersection_equals_an_independent_solver():
+    w, m = spd(3, 3), symmetric(3, 1)
+    both = Ellipsoid(w) & Spectral(trace=0.8, cap=0.4)
+
+    def use(q):
+        return torch.stack([torch.trace(q @ w @ q).sqrt(), q.trace() / 0.8, torch.linalg.eigvalsh(q)[-1] / 0.4]).amax()
+
+    found = solved(m, use, dim=3, starts=6)
+    best = float(both.support(m))
+    assert best >= found * (1 - 1e-6)
+    assert found == pytest.approx(best, rel=2e-3)  # BFGS stops at kinks
+    assert float(both.gauge(both.maximizer(m))) == pytest.approx(1, abs=1e-6)
 
 
 @given(seed=seeds, trace=st.floats(0.1, 9), cap=st.floats(0.1, 3))
@@ -193,6 +316,13 @@ def test_a_broken_budget_is_told_which_law_it_breaks():
         (lambda: Frobenius().support(torch.ones(3)), r"a matrix \(\.\.\., d, d\), got torch\.float32 of shape \(3,\)"),
         (lambda: Spectral().gauge(torch.ones(2, 3)), r"got torch\.float32 of shape \(2, 3\)"),
         (lambda: Diagonal().maximizer(torch.ones(3, dtype=torch.int64)), "torch.int64"),
+        (lambda: Ellipsoid(torch.diag(torch.tensor([1.0, -2.0]))), r"eigenvalues go from -2 to 1"),
+        (lambda: Ellipsoid(torch.tensor([[1.0, 1.0], [0.0, 1.0]])), r"not symmetric: largest \|W - Wᵀ\| is 1"),
+        (lambda: Ellipsoid(torch.ones(2, 3)), r"shape \(2, 3\)"),
+        (lambda: LayerWise(torch.ones(2), (3,)), r"shape \(2,\) and dims is \(3,\)"),
+        (lambda: Step(norms.L2(), 0.0), "radius must be"),
+        (lambda: -1 * Frobenius(), r"factor must be .* got -1\.0"),
+        (lambda: Frobenius() & Diagonal(), r"Frobenius \(matrix, 2 axes\), Diagonal \(diagonal, 1 axes\)"),
         (lambda: Diagonal().maximizer(torch.ones(0)), r"shape \(0,\)"),
     ],
 )

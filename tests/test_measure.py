@@ -145,6 +145,26 @@ def test_logits_can_be_measured_by_their_largest_entry():
 # ---- any module, any dtype
 
 
+def recordable(name):
+    torch.manual_seed(0)
+    if name == "transformer":
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        return nn.Sequential(nn.Embedding(11, 8), layer, nn.Linear(8, 11))
+    if name == "images":
+        return nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 4))
+    return nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "x"), [("MLP", NETWORKS["MLP"]), ("images", NETWORKS["CNN"]), ("transformer", NETWORKS["GPT"])]
+)
+def test_recorded_models_are_measured_and_keep_the_promise(name, x):
+    model, x = recordable(name).double().eval(), x[1]()
+    plan = ng.compile(model, (x,), sensitivity="measured")
+    assert all(leaf.source.startswith("measured") and FLOOR < leaf.radius <= CAP for leaf in plan.leaves)
+    assert 0.2 < check_geometry(model, (x,), plan=plan, starts=2) <= 1.05
+
+
 class Swish(torch.autograd.Function):
     """Without a forward derivative, and differentiable once."""
 
@@ -214,8 +234,8 @@ def test_any_module_can_be_measured_and_nothing_of_it_changes():
     assert [p.requires_grad for p in model.parameters()] == [True, False, True, True, True]
     assert all(p.grad is None for p in model.parameters())
     assert len(model._forward_hooks) == 1
-    with pytest.raises(GeometryError, match=r"gives dict, not one floating tensor; write output="):
-        measure(model, leaves_of(model), dict(model.named_parameters()), (x,), kwargs)
+    by_default = measure(model, leaves_of(model), dict(model.named_parameters()), (x,), kwargs)
+    assert by_default == found
 
 
 def test_a_model_that_fails_is_left_as_it_was():

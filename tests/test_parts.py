@@ -9,13 +9,28 @@ from hypothesis import strategies as st
 from normgeo import rules, steps
 from normgeo.rules import HeavyBall, Momentum, Plain, Rule
 from normgeo.steps import (
+    IDBD,
     WSD,
+    AdaGradNorm,
+    Armijo,
+    Auto,
+    Cauchy,
     Constant,
     Cosine,
+    Escape,
     Exponential,
+    Hypergradient,
     Linear,
+    Majorize,
+    MetaAdam,
+    MetaLion,
+    MetaOptimize,
+    MetaSGD,
     OneCycle,
+    Polyak,
+    Prodigy,
     Product,
+    Secant,
     Spike,
     Sqrt,
     Stairs,
@@ -24,6 +39,7 @@ from normgeo.steps import (
     StepState,
     Table,
     Warmup,
+    Wolfe,
 )
 from normgeo.steps.base import Move
 from normgeo.testing import check_rule, check_step
@@ -51,6 +67,26 @@ STEPS = [
     Table((0.5, 1.0, 0.25)),
     Warmup(10),
     Product(Warmup(10), Stairs(30)),
+    Auto(),
+    Auto(total=100),
+    Majorize(2.0),
+    Majorize(0.0, growth=1.0, most=0.5),
+    Cauchy(),
+    Cauchy(beta=0.0, every=1, most=float("inf")),
+    Secant(),
+    Armijo(),
+    Wolfe(),
+    Polyak(),
+    AdaGradNorm(),
+    Escape(),
+    Prodigy(),
+    Hypergradient(),
+    Hypergradient(rate=1e-3, normalized=False),
+    IDBD(rate=1e-3),
+    *(MetaOptimize(MetaLion(), blocks=blocks) for blocks in ("group", "role", "leaf", "row", "weight")),
+    MetaOptimize(MetaAdam(rate=0.01), blocks=lambda leaf: leaf.name[0], gamma=0.99, decay=0.1),
+    MetaOptimize(MetaSGD(rate=1e-4), blocks="leaf"),
+    Linear(200) * MetaOptimize() * Escape(start=0.1),
 ]
 
 

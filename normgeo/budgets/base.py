@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from normgeo.budgets import numerical
 
 __all__ = ["Budget", "Kind", "below_zero", "checked", "floating", "inner"]
 
 Kind = Literal["matrix", "diagonal", "step"]
 
 
-class Budget(ABC):
+class Budget:
     """A convex, closed, bounded set 𝒬 of operators Q on gradients (θ̇ = Q g) with 0 in it; leading axes are a batch.
 
     The learning power of Q under a moment M of the gradients is ⟨Q, M⟩, the rate at which the loss falls. Three functions:
@@ -29,13 +31,15 @@ class Budget(ABC):
     diag(M); or, without a sign, the "step" θ̇ itself, with moment g. M may be indefinite (validation moments are); Q may
     not, so gauge is +∞ there.
 
+    A subclass defines one of `maximizer`, `gauge`, `project`, `constraints`. What it leaves out of the first three is found
+    numerically from what it gives, to a relative 1e-6, and a `NumericalWarning` says once what that costs.
+
+    >>> import warnings; warnings.simplefilter("ignore")
     >>> class Trace(Budget):
-    ...     kind = "diagonal"
-    ...     def gauge(self, q): return torch.where((q >= 0).all(-1), q.sum(-1), torch.inf)
-    ...     def maximizer(self, m):
-    ...         return torch.nn.functional.one_hot(m.argmax(-1), m.shape[-1]) * (m > 0)
-    >>> Trace().support(torch.tensor([1.0, 3.0]))
-    tensor(3.)
+    ...     def constraints(self):
+    ...         return [lambda q: 1 - q.trace()]  # ≥ 0 inside; Q ≽ 0 is understood
+    >>> Trace().maximizer(torch.diag(torch.tensor([1.0, 3.0]))).diagonal().round(decimals=4)
+    tensor([0., 1.])
     """
 
     kind: Kind = "matrix"
@@ -45,17 +49,58 @@ class Budget(ABC):
         """How many trailing axes one operator has."""
         return 2 if self.kind == "matrix" else 1
 
-    @abstractmethod
+    def __new__(cls, *args: Any, **fields: Any) -> Any:
+        if all(getattr(cls, name) is getattr(Budget, name) for name in numerical.GIVEN):
+            raise TypeError(f"{cls.__name__} is no set yet: define one of {', '.join(numerical.GIVEN)}")
+        return super().__new__(cls)
+
+    def __rmul__(self, factor: float) -> Budget:
+        """c·𝒬 = {c·Q}."""
+        from normgeo.budgets.combinators import Scaled
+
+        return Scaled(self, float(factor))
+
+    def __and__(self, other: Budget) -> Budget:
+        from normgeo.budgets.combinators import Intersection
+
+        return Intersection(self, other)
+
+    def __add__(self, other: Budget) -> Budget:
+        """{Q₁ + Q₂}."""
+        from normgeo.budgets.combinators import Sum
+
+        return Sum(self, other)
+
+    @property
+    def tolerance(self) -> float:
+        """How far, relatively, gauge and maximizer may be off: 0 up to rounding if both are in closed form."""
+        return 0.0 if numerical.own(self, "gauge") and numerical.own(self, "maximizer") else numerical.TOLERANCE
+
     def gauge(self, q: Tensor) -> Tensor:  # (*b, *d) -> (*b,)
         """inf {t > 0 : Q ∈ t·𝒬}: at most 1 within the budget, +∞ where no multiple is."""
+        return numerical.complete(self, "gauge", floating(q, self))
 
-    @abstractmethod
     def maximizer(self, m: Tensor) -> Tensor:  # (*b, *d) -> (*b, *d)
         """argmax ⟨Q, M⟩ over the budget; 0 where no Q has a positive power."""
+        return numerical.complete(self, "maximizer", checked(m, self))
 
     def support(self, m: Tensor) -> Tensor:  # (*b, *d) -> (*b,)
         """P*(M) = max ⟨Q, M⟩ over the budget. Its derivative is the maximizer (Danskin)."""
         return inner(self.maximizer(m.detach()), m, self.ndim)
+
+    def project(self, q: Tensor) -> Tensor:  # (*b, *d) -> (*b, *d)
+        """The nearest operator of the budget, in ‖·‖_F."""
+        return numerical.complete(self, "project", checked(q, self))
+
+    def constraints(self) -> Sequence[numerical.Constraint]:
+        """Functions of one Q, without a batch, that are concave and ≥ 0 within the budget; Q ≽ 0 is understood. A function
+        may give a number, a vector (each entry ≥ 0) or a symmetric matrix (≽ 0), in torch operations and without branching.
+        """
+        if not numerical.own(self, "gauge"):
+            raise NotImplementedError(
+                f"{type(self).__name__} gives no constraints; define constraints(self) or gauge(self, q) to use it here"
+            )
+        return [lambda q: 1 - self.gauge(q).square()]
 
 
 def inner(q: Tensor, m: Tensor, ndim: int) -> Tensor:  # (*b, *d), (*b, *d) -> (*b,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from normgeo.budgets.base import Budget, below_zero, checked, floating
 from normgeo.budgets.checks import positive
+from normgeo.budgets.numerical import Constraint
 from normgeo.linalg import l2
 from normgeo.norms.vectors import unit
 
@@ -51,6 +53,9 @@ class Diagonal(Budget):
     def maximizer(self, m: Tensor) -> Tensor:
         r = checked(m, self).clamp_min(0)
         return (self.B**0.5 * unit(r / self._root(r), 1) / self._root(r)).to(m.dtype)
+
+    def constraints(self) -> Sequence[Constraint]:
+        return [lambda q: 1 - (q * self._root(q)).square().sum() / self.B]
 
     def _root(self, like: Tensor) -> Tensor:
         """√c."""

@@ -1,11 +1,13 @@
 """The Frobenius ball: an isotropic bound on the operator."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from normgeo.budgets.checks import positive
 from normgeo.budgets.invariant import Invariant
+from normgeo.budgets.numerical import Constraint
 from normgeo.linalg import l2
 from normgeo.norms.vectors import unit
 
@@ -35,3 +37,6 @@ class Frobenius(Invariant):
 
     def allocate(self, s: Tensor) -> Tensor:
         return self.B**0.5 * unit(s.clamp_min(0), 1)
+
+    def constraints(self) -> Sequence[Constraint]:
+        return [lambda q: 1 - q.square().sum() / self.B]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from normgeo.budgets.base import Budget, below_zero, checked, floating, inner
+from normgeo.budgets.numerical import Constraint
 
 __all__ = ["Invariant", "OnDiagonal"]
 
 
-class Invariant(Budget):
+class Invariant(Budget, ABC):
     """𝒬 = {Q ≽ 0 : eigenvalues of Q in a set that no permutation changes}. A subclass gives the set.
 
     ⟨Q, M⟩ ≤ Σ qᵢ·sᵢ over eigenvalues in descending order (von Neumann's trace inequality), with equality for equal
@@ -66,6 +68,9 @@ class OnDiagonal(Budget):
 
     def support(self, m: Tensor) -> Tensor:
         return inner(self.inner.allocate(checked(m.detach(), self)), m, 1)
+
+    def constraints(self) -> Sequence[Constraint]:
+        return self.inner.constraints()
 
     def maximizer(self, m: Tensor) -> Tensor:
         return self.inner.allocate(checked(m, self)).to(m.dtype)

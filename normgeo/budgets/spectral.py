@@ -1,5 +1,6 @@
 """The spectral budget: a total, and a cap for every direction."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from normgeo.budgets.checks import positive
 from normgeo.budgets.invariant import Invariant
+from normgeo.budgets.numerical import Constraint
 
 __all__ = ["Spectral"]
 
@@ -43,3 +45,12 @@ class Spectral(Invariant):
         left = self.trace - self.cap * above.sum(-1, keepdim=True)
         share = (left / tied.sum(-1, keepdim=True)).clamp(0, self.cap)
         return (self.cap * above + share * tied) * live
+
+    def constraints(self) -> Sequence[Constraint]:
+        def total(q: Tensor) -> Tensor:
+            return 1 - (q if q.ndim == 1 else q.diagonal()).sum() / self.trace
+
+        def each(q: Tensor) -> Tensor:
+            return 1 - q / self.cap if q.ndim == 1 else torch.eye(q.shape[-1]).to(q) - q / self.cap
+
+        return [total, each]

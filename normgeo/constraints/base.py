@@ -26,6 +26,8 @@ class Rate(NamedTuple):
     """η = lr · value of the step size"""
     relative: Tensor
     """η over the lr that the group was made with: the schedule alone, whoever runs it"""
+    radius: Tensor | float = 1.0
+    """r: the update was at most η·r in the leaf's norm"""
 
 
 class Constraint(ABC):
@@ -51,6 +53,10 @@ class Constraint(ABC):
     def tangent(self, W: Tensor, G: Tensor, state: dict[str, Tensor]) -> Tensor:
         """The part of the gradient along which W may move."""
         return G
+
+    def direct(self, M: Tensor, W: Tensor, state: dict[str, Tensor]) -> Tensor | None:
+        """The direction, of norm at most 1, for constraints whose set knows a better one than the norm alone."""
+        return None
 
     @abstractmethod
     def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from normgeo.constraints.base import Constraint
 from normgeo.norms import Norm
 
-__all__ = ["Measured", "along_leaves", "check_radius"]
+__all__ = ["Measured", "along_leaves", "check_radius", "largest"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class Measured(Constraint):
 def along_leaves(x: Tensor, W: Tensor) -> Tensor:  # (n,), (n, *shape) -> (n, 1, ..., 1)
     """One number per leaf, ready to multiply W."""
     return x.reshape(-1, *(1,) * (W.ndim - 1))
+
+
+def largest(eta: Tensor, W: Tensor) -> Tensor:  # anything that broadcasts against W (n, *shape) -> (n, 1, ..., 1)
+    """The largest step size of each leaf, where rows or weights have their own."""
+    return along_leaves(eta.expand_as(W).flatten(1).amax(1), W)
 
 
 def check_radius(name: str, radius: float) -> None:

@@ -9,6 +9,7 @@ from normgeo.geometry.layout import Layout
 from normgeo.geometry.leaf import Leaf, View
 from normgeo.geometry.mass import mass, tare
 from normgeo.geometry.measure import Measurement, measure, norming
+from normgeo.geometry.reading import Operation, operation
 
 __all__ = [
     "Factor",
@@ -19,6 +20,7 @@ __all__ = [
     "Leaf",
     "Measurement",
     "Node",
+    "Operation",
     "Use",
     "View",
     "assumed",
@@ -28,6 +30,7 @@ __all__ = [
     "mass",
     "measure",
     "norming",
+    "operation",
     "register",
     "tare",
     "trace",

@@ -104,10 +104,12 @@ class Graph:
         features: int | None = None,
         axis: int | None = None,
         peak: Factor | None = None,
+        layout: Layout | None = None,
     ) -> Node:
         """Add an operation. `slots`: its sensitivity to each input, one for all or one each. `size`: of its output, by
         default Σ slot·size(input), right for linear operations and those with op(0) = 0. `features`: how many, as the first
-        input; 0 where it is unknown. `axis`: theirs, as the inputs'. `peak`: of a single entry, if it is bounded.
+        input; 0 where it is unknown. `axis`: theirs, as the inputs'; or a `layout` that nobody shares.
+        `peak`: of a single entry, if it is bounded.
         """
         each = (slots,) * len(inputs) if isinstance(slots, Factor) else tuple(slots)
         if len(each) != len(inputs):
@@ -117,7 +119,8 @@ class Graph:
         if features is None and inputs:
             features = inputs[0].features
         path = ".".join(self.path)
-        layout = Layout.shared([x.layout for x in inputs], name) if axis is None else Layout(axis)
+        if layout is None:
+            layout = Layout.shared([x.layout for x in inputs], name) if axis is None else Layout(axis)
         indices = tuple(i.index for i in inputs)
         return self._add(Node(len(self.nodes), name, path, indices, each, size, features or None, layout, peak))
 

@@ -28,23 +28,28 @@ class View:
     pattern: str
     sizes: tuple[tuple[str, int], ...] = ()
     block: int | None = None
+    span: tuple[int, int, int] | None = None
+    """(axis, start, stop) of what is left: blocks of unequal sizes"""
 
     def read(self, stored: Tensor) -> Tensor:
         """The tensor that the norm sees; it may share memory with the stored one."""
-        seen = rearrange(stored, self.pattern, **dict(self.sizes))
-        return seen if self.block is None else seen[self.block]
+        return self._part(rearrange(stored, self.pattern, **dict(self.sizes)))
 
     def write(self, stored: Tensor, seen: Tensor) -> None:
         """Put what the norm sees back in place."""
-        if self.block is not None:
-            blocks = rearrange(stored, self.pattern, **dict(self.sizes)).clone()
-            blocks[self.block] = seen
-            seen = blocks
-        left, right = self.pattern.split("->")
-        stored.copy_(rearrange(seen, f"{right} -> {left}", **dict(self.sizes)))
+        whole = rearrange(stored, self.pattern, **dict(self.sizes))
+        self._part(whole).copy_(seen)
+        if whole.untyped_storage().data_ptr() != stored.untyped_storage().data_ptr():
+            left, right = self.pattern.split("->")
+            stored.copy_(rearrange(whole, f"{right} -> {left}", **dict(self.sizes)))
+
+    def _part(self, whole: Tensor) -> Tensor:
+        part = whole if self.block is None else whole[self.block]
+        return part if self.span is None else part.narrow(self.span[0], self.span[1], self.span[2] - self.span[1])
 
     def __str__(self) -> str:
-        return self.pattern if self.block is None else f"{self.pattern} [{self.block}]"
+        block = "" if self.block is None else f" [{self.block}]"
+        return self.pattern + block + ("" if self.span is None else f" [{self.span[1]}:{self.span[2]}]")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from torch.nn import Parameter
 from normgeo.geometry.declare import GeometryError
 from normgeo.geometry.differentiable import differentiable
 from normgeo.geometry.leaf import Leaf
+from normgeo.geometry.outputs import choose
 from normgeo.linalg import RandomizedSVD, ascent
 from normgeo.norms import RMS, Norm, with_polar
 
@@ -70,7 +71,7 @@ def measure(
     inputs: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
-    output: Callable[[Any], Tensor] | None = None,
+    output: str | int | Callable[[Any], Any] | None = None,
     axis: int = -1,
     output_norm: Norm | None = None,
     draws: int = 3,
@@ -80,10 +81,10 @@ def measure(
 ) -> Measurement:
     """‖J_ℓ‖ of every leaf at model(*inputs, **kwargs), from below, with `backwards` backward passes in all.
 
-    The output is measured in `output_norm` over the features on `axis` (RMS by default), maximum over everything else.
-    It is the worst over `draws` of the weights. In the first they are the model's own, in the others a random step of one
-    radius away, r = (m/M)/‖J_ℓ‖ as far as it is known by then (m/M at first); and a weight whose norm is less than its
-    radius is drawn anew at that norm, since next to a zero nothing seems to matter.
+    The output is what `compile` would choose, measured in `output_norm` over the features on `axis` (RMS by default),
+    maximum over everything else. x·μ is the worst over `draws` of the weights: in the first they are the model's own, in
+    the others a random step of one radius away, r = (m/M)/‖J_ℓ‖ as far as it is known by then (m/M at first). A weight
+    whose norm is less than its radius is drawn anew at that norm, since next to a zero nothing seems to matter.
 
     The model runs in evaluation mode and in the dtype of its weights; sizes are computed in float32 at least. Modes,
     random state, buffers, weights and gradients are left as they were. Matrices with more than 32 rows and columns are
@@ -162,7 +163,7 @@ def _function(
     parameters: Mapping[str, Parameter],
     inputs: Sequence[Any],
     kwargs: Mapping[str, Any],
-    output: Callable[[Any], Tensor] | None,
+    output: str | int | Callable[[Any], Any] | None,
 ) -> Callable[[Tensors], Tensor]:
     """weights ↦ output. Buffers are copies, for a forward that writes into them."""
     inside = {id(p): name for name, p in model.named_parameters()}
@@ -171,14 +172,7 @@ def _function(
     def f(weights: Tensors) -> Tensor:
         buffers = {name: b.clone() for name, b in model.named_buffers()}
         given = {names[name]: w for name, w in weights.items()}
-        out = torch.func.functional_call(model, {**buffers, **given}, tuple(inputs), dict(kwargs))
-        out = out if output is None else output(out)
-        if not (isinstance(out, Tensor) and out.is_floating_point()):
-            raise GeometryError(
-                f"the model gives {type(out).__name__}, not one floating tensor; write output=lambda out: out.logits, or "
-                f"whichever tensor counts"
-            )
-        return out
+        return choose(torch.func.functional_call(model, {**buffers, **given}, tuple(inputs), dict(kwargs)), output)
 
     return f
 

@@ -1,7 +1,8 @@
 """Tensors in, tensors out: polar factors and scale-safe sizes. Nothing here knows of norms, parameters or models."""
 
 from normgeo.linalg import coefficients
-from normgeo.linalg.decompose import svd, svdvals
+from normgeo.linalg.clip import SHARP, clip, leading
+from normgeo.linalg.decompose import eigh, svd, svdvals
 from normgeo.linalg.newton_schulz import NewtonSchulz, PolarExpress
 from normgeo.linalg.polar import SVD, Polar
 from normgeo.linalg.power import ascent, steepest_gain
@@ -9,15 +10,19 @@ from normgeo.linalg.randomized import RandomizedSVD
 from normgeo.linalg.scale import exponent, l2, shift
 
 __all__ = [
+    "SHARP",
     "SVD",
     "NewtonSchulz",
     "Polar",
     "PolarExpress",
     "RandomizedSVD",
     "ascent",
+    "clip",
     "coefficients",
+    "eigh",
     "exponent",
     "l2",
+    "leading",
     "shift",
     "steepest_gain",
     "svd",

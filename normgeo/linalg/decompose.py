@@ -1,9 +1,20 @@
-"""Singular values that pass NaN and Inf on as NaN, where LAPACK would raise."""
+"""Singular values and eigenvalues that pass NaN and Inf on as NaN, where LAPACK would raise."""
 
 import torch
 from torch import Tensor
 
-__all__ = ["svd", "svdvals"]
+__all__ = ["eigh", "svd", "svdvals"]
+
+
+def eigh(x: Tensor) -> tuple[Tensor, Tensor]:  # (*b, n, n) -> (*b, n), (*b, n, n)
+    """Eigenvalues in ascending order and eigenvectors of symmetric matrices; all NaN for those with a NaN or Inf.
+
+    >>> eigh(torch.full((2, 2), torch.nan))[0]
+    tensor([nan, nan])
+    """
+    x, poison = _apart(x)
+    values, vectors = torch.linalg.eigh(x)
+    return values + poison.squeeze(-1), vectors + poison
 
 
 def svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (*b, m, n) -> (*b, m, k), (*b, k), (*b, k, n)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -63,6 +63,13 @@ class Norm(ABC):
         """The nearest point (in ‖·‖₂) of the unit ball norm(w) ≤ 1."""
         raise NotImplementedError(
             f"{type(self).__name__} has no projection; define project(self, w) to use it where one is needed"
+        )
+
+    def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:  # (*b, *d) -> (*b, *d)
+        """f: (*b, ..., m, n) -> (*b, ..., m, n) applied to those matrices of w whose largest singular value is the norm:
+        ‖w‖ = max σ_max(X). Of vectors, they are columns; of tables, rows; a norm may have none."""
+        raise NotImplementedError(
+            f"{type(self).__name__} is not the largest singular value of matrices; use Ball or Sphere on such weights"
         )
 
     def init(

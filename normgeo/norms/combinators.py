@@ -53,6 +53,9 @@ class Scaled(Norm):
     def project(self, w: Tensor) -> Tensor:
         return self.inner.project(w * self.factor) / self.factor
 
+    def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        return self.inner.on_matrices(f, w * self.factor) / self.factor
+
     def init(
         self,
         shape: Sequence[int],
@@ -93,6 +96,9 @@ class Blocks(Norm):
 
     def project(self, w: Tensor) -> Tensor:
         return self.inner.project(w)
+
+    def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        return self.inner.on_matrices(f, w)
 
     def init(
         self,
@@ -207,6 +213,9 @@ class Viewed(Norm):
 
     def project(self, w: Tensor) -> Tensor:
         return self._stored(self.inner.project(self._seen(trailing(w, self.ndim))), w).to(w.dtype)
+
+    def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        return self._stored(self.inner.on_matrices(f, self._seen(w)), w)
 
     def _seen(self, x: Tensor) -> Tensor:
         left, right = self.pattern.split("->")

@@ -72,6 +72,9 @@ class _Unfolded(Norm):
     def project(self, w: Tensor) -> Tensor:
         return self._each(RMSToRMS(self.polar).project, trailing(w, self.ndim)).to(w.dtype)
 
+    def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        return self._each(lambda m: RMSToRMS(self.polar).on_matrices(f, m), w)
+
     def init(
         self,
         shape: Sequence[int],

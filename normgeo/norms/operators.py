@@ -1,7 +1,7 @@
 """Norms of matrices as operators: how much can the output change when the matrix does?"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -39,6 +39,10 @@ class RMSToRMS(Norm):
 
     def project(self, w: Tensor) -> Tensor:
         return capped(w, _aspect(w))
+
+    def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        c = _aspect(w)
+        return c * f(w / c)
 
     def init(
         self,
@@ -81,6 +85,10 @@ class L1ToRMS(Norm):
     def project(self, w: Tensor) -> Tensor:
         return rms_project(trailing(w, 2)).to(w.dtype)
 
+    def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        c = math.sqrt(w.shape[-1])
+        return c * f(w.unsqueeze(-2) / c).squeeze(-2)
+
 
 @dataclass(frozen=True)
 class RMSToLinf(Norm):
@@ -109,6 +117,10 @@ class RMSToLinf(Norm):
         x = trailing(w, 2)
         return (x / (l2(x, 1) * math.sqrt(x.shape[-1])).clamp_min(1)).to(w.dtype)
 
+    def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        c = math.sqrt(w.shape[-1])
+        return f(w.unsqueeze(-2) * c).squeeze(-2) / c
+
 
 @dataclass(frozen=True)
 class L1ToLinf(Norm):
@@ -131,6 +143,9 @@ class L1ToLinf(Norm):
 
     def project(self, w: Tensor) -> Tensor:
         return trailing(w, 2).clamp(-1, 1).to(w.dtype)
+
+    def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        return f(w[..., None, None])[..., 0, 0]
 
 
 def _aspect(w: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -99,6 +100,9 @@ class Spectral(Norm):
     def project(self, w: Tensor) -> Tensor:
         return capped(w, 1)
 
+    def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        return f(w)
+
 
 @dataclass(frozen=True)
 class Frobenius(Norm):
@@ -122,6 +126,9 @@ class Frobenius(Norm):
     def project(self, w: Tensor) -> Tensor:
         x = trailing(w, 2)
         return (x / l2(x, 2).clamp_min(1)).to(w.dtype)
+
+    def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        return f(w.flatten(-2).unsqueeze(-1)).reshape(w.shape)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Norms on vectors: the last axis."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +64,9 @@ class Absolute(Norm):
     def project(self, w: Tensor) -> Tensor:
         return trailing(w, 0).clamp(-1, 1).to(w.dtype)
 
+    def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        return f(w[..., None, None])[..., 0, 0]
+
 
 @dataclass(frozen=True)
 class L1(Norm):
@@ -113,6 +117,9 @@ class L2(Norm):
         x = trailing(w, 1)
         return (x / l2(x, 1).clamp_min(1)).to(w.dtype)
 
+    def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        return f(w.unsqueeze(-1)).squeeze(-1)
+
 
 @dataclass(frozen=True)
 class RMS(Norm):
@@ -137,6 +144,10 @@ class RMS(Norm):
     def project(self, w: Tensor) -> Tensor:
         return rms_project(trailing(w, 1)).to(w.dtype)
 
+    def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        c = math.sqrt(w.shape[-1])
+        return c * f(w.unsqueeze(-1) / c).squeeze(-1)
+
 
 @dataclass(frozen=True)
 class Linf(Norm):
@@ -159,3 +170,6 @@ class Linf(Norm):
 
     def project(self, w: Tensor) -> Tensor:
         return trailing(w, 1).clamp(-1, 1).to(w.dtype)
+
+    def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        return f(w[..., None, None])[..., 0, 0]

@@ -119,6 +119,7 @@ class Optimizer(torch.optim.Optimizer):
             group["constraint"] = _decay(decay, group.get("constraint"))
         parts = replace(self._default_parts, **{name: group.pop(name) for name in KINDS if name in group})
         _check(parts, group.get("lr", self.defaults["lr"]))
+        _check_owner(parts)
         for parameter, its in zip(group["params"], leaves, strict=True):
             _check_leaves(parameter, its)
         group["structure"] = checkpoint.structure(parts, [leaf for its in leaves for leaf in its])
@@ -396,6 +397,11 @@ def _check(parts: Parts, lr: float | Tensor) -> None:
             raise ValueError(
                 f"{name} {type(part).__name__} needs {missing}, but this optimizer supplies {sorted(SUPPLIED)}"
             )
+
+
+def _check_owner(parts: Parts) -> None:
+    if parts.direction is not None and type(parts.constraint).direct is not Constraint.direct:
+        raise ValueError(f"{parts.constraint} has a direction of its own; leave out direction={parts.direction}")
 
 
 def _check_leaves(parameter: Tensor, leaves: Sequence[Leaf]) -> None:

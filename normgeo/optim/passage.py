@@ -39,7 +39,10 @@ def direct(stack: Stack, living: Tensor | None, stats: Stats, graph: dict[Parame
         product = hessian_vector_product([stack], graph)
         seen = Stats(stats.count, stats.loss, hvp=lambda V: product([V])[0])
     stack.direction.observe(G, state["direction"], seen)
-    return Move(G, M, stack.direction(M, state["direction"], W), W, stack.radius, stack.leaves)
+    D = stack.constraint.direct(M, W, state["constraint"])
+    if D is None:
+        D = stack.direction(M, state["direction"], W)
+    return Move(G, M, D, W, stack.radius, stack.leaves)
 
 
 def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_update: bool) -> None:
@@ -58,7 +61,7 @@ def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_upda
         new = torch.where(moving, new, old)
     stack.write(new, stack.present())
     written = new.to(stack.params[0].dtype)  # 16-bit weights may round a small step away
-    stack.numbers["moved"] += (written != old).flatten(1).any(1)
+    stack.numbers["moved"] += (written != old).reshape(len(stack), -1).any(1)
     if keep_update:
         move.update, move.eta = new - old, rate.eta
 
@@ -69,4 +72,4 @@ def rate(group: dict[str, Any], factor: Tensor, move: Move) -> Rate:
     if factor.ndim == 1:
         factor = factor.reshape(move.radius.shape)
     eta = group["lr"] * factor
-    return Rate(eta, eta / group["base_lr"] if group["base_lr"] else torch.zeros_like(eta))
+    return Rate(eta, eta / group["base_lr"] if group["base_lr"] else torch.zeros_like(eta), move.radius)

@@ -1,4 +1,4 @@
-"""compile: record the graph, find every weight's place in it, and lay it out as a plan."""
+"""compile: find every weight's place in the graph, declared or recorded, and lay it out as a plan."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +15,13 @@ from torch.nn import Parameter
 
 from normgeo.geometry import Factor, GeometryError, Graph, Input, Leaf, Node, Use, bound, trace, unwrapped
 from normgeo.geometry.measure import undisturbed
+from normgeo.geometry.shares import Share, shares
 from normgeo.norms import Norm
 from normgeo.optim import Optimizer
 from normgeo.plan.names import named_parameters, some
 from normgeo.plan.patterns import overrides
 from normgeo.plan.plan import Plan
+from normgeo.plan.recorded import run
 
 __all__ = ["compile", "optimizer"]
 
@@ -27,36 +29,113 @@ __all__ = ["compile", "optimizer"]
 def compile(
     model: nn.Module,
     example_inputs: Sequence[Any] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
     *,
+    output: str | int | Callable[[Any], Any] | None = None,
     sensitivity: str = "declared",
     masses: Mapping[str, float] | None = None,
     norms: Mapping[str, Norm] | None = None,
     radii: Mapping[str, float] | None = None,
     strict: bool = False,
 ) -> Plan:
-    """The plan of a model made of `normgeo.nn` modules and of modules registered with `normgeo.geometry.register`.
+    """The plan of any `torch.nn.Module`.
 
-    example_inputs: run once to see that the model takes them; floating inputs also set the input sizes (largest RMS over
-    features, at least 1), which are 1 otherwise. sensitivity: "declared" by the modules, or "measured" at the example
-    inputs (`Plan.refresh`). masses, norms, radii: values by pattern of leaf or module names; a mass is that of each leaf.
-    strict=True makes an assumed factor an error. Nothing is JIT-compiled and no weight is touched.
+    A model whose modules all declare their geometry (those of `normgeo.nn`, and what `normgeo.geometry.register` was told)
+    needs no inputs: example_inputs then set the input sizes (largest RMS over features, at least 1), which are 1 otherwise.
+    Any other model is recorded: it runs once on example_inputs and example_kwargs, every weight gets its role from the
+    operation that uses it, and its radius from its role (`normgeo.geometry.shares` says how).
+
+    output: which of the tensors that the model gives counts, by name, position or function; by default the tensor itself,
+    .logits, .last_hidden_state or the only floating tensor. sensitivity: "declared" by modules and roles, or "measured" at
+    the example inputs (`Plan.refresh`). masses, norms, radii: values by pattern of leaf or module
+    names; a mass is that of each leaf. strict=True makes an assumed factor an error. Nothing is JIT-compiled, and the
+    model is left as it was.
 
     >>> import normgeo as ng
     >>> plan = ng.compile(ng.nn.MLP(784, 256, 10), masses={"4": 2.0})
     >>> [round(leaf.radius, 4) for leaf in plan.leaves]
     [0.25, 0.25, 0.5]
+    >>> [leaf.role for leaf in ng.compile(nn.Linear(8, 4), (torch.ones(1, 8),)).leaves]
+    ['head', 'bias']
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"compile takes a torch.nn.Module, got {model!r}")
     if sensitivity not in ("declared", "measured"):
         raise ValueError(f'sensitivity={sensitivity!r} is not known here; write sensitivity="declared" or "measured"')
-    inputs = _inputs(unwrapped(model), example_inputs)
-    plan = _compile(model, inputs=inputs, masses=masses, norms=norms, radii=radii, strict=strict)
+    if sensitivity == "measured" and example_inputs is None and example_kwargs is None:
+        raise ValueError('sensitivity="measured" needs inputs to measure at; write example_inputs=(x,)')
+    if isinstance(example_inputs, Tensor):
+        raise TypeError("example_inputs is a tuple of the model's arguments; write example_inputs=(x,)")
+    inner = unwrapped(model)
+    options: dict[str, Any] = {"masses": masses, "norms": norms, "radii": radii, "strict": strict}
+    if example_kwargs is None and output is None and _declares(inner, example_inputs):
+        plan = _compile(model, inputs=_inputs(inner, example_inputs), **options)
+    else:
+        plan = _recorded(model, example_inputs or (), example_kwargs, output=output, **options)
     if sensitivity == "declared":
         return plan
-    if example_inputs is None:
-        raise ValueError('sensitivity="measured" needs inputs to measure at; write example_inputs=(x,)')
-    return plan.refresh(model, example_inputs)
+    return plan.refresh(model, example_inputs or (), example_kwargs, output=output)
+
+
+def _declares(model: nn.Module, example_inputs: Sequence[Any] | None) -> bool:
+    """Whether all modules inside declare their geometry; if they do not, there must be inputs."""
+    try:
+        _record(model, [bound(1.0)] * (1 if example_inputs is None else len(example_inputs)))
+    except GeometryError as error:
+        if example_inputs is None:
+            raise GeometryError(
+                f"{error}; or give an input to record it with: normgeo.compile(model, example_inputs=(x,))"
+            ) from None
+        return False
+    return True
+
+
+def _recorded(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    *,
+    output: str | int | Callable[[Any], Any] | None,
+    masses: Mapping[str, float] | None,
+    norms: Mapping[str, Norm] | None,
+    radii: Mapping[str, float] | None,
+    strict: bool,
+) -> Plan:
+    inner = unwrapped(model)
+    parameters = _some_parameters(inner)
+    found = run(inner, parameters, args, kwargs, output)
+    if strict and found.assumed:
+        unknown = ", ".join(f"{name} ({times} times)" for name, times in found.assumed.items())
+        raise GeometryError(
+            f"no rule says what {unknown} does to sizes, so it is assumed; write "
+            f'@normgeo.geometry.operation("{next(iter(found.assumed))}") above a rule, or drop strict=True'
+        )
+    named = _named(found.graph.uses, parameters)
+    by_role = shares(found.graph, found.output, {leaf: each for leaf, (_, _, each) in named.items()})
+    given = overrides("norms", norms, list(named))
+    leaves = [_shared(leaf, *named[leaf], by_role[leaf], given.get(leaf)) for leaf in named]
+    leaves = _with_radii(_with_masses(leaves, masses), radii)
+    again = functools.partial(
+        _recorded, args=args, kwargs=kwargs, output=output, masses=masses, norms=norms, radii=radii, strict=strict
+    )
+    identity = {name: weakref.ref(p) for name, p in parameters.items()}
+    axis = found.output.layout.axis or -1
+    return Plan(tuple(leaves), identity, again, found.assumed, found.unused, axis=axis)
+
+
+def _shared(leaf: str, name: str, parameter: Parameter, uses: Sequence[Use], share: Share, given: Norm | None) -> Leaf:
+    out = _leaf(leaf, name, parameter, uses, [bound(1.0)] * len(uses), given)
+    source = f"by role: {share.group}" if given is None else "norm given"
+    return dataclasses.replace(
+        out, mass=share.mass, input_norm=1.0, sensitivity=share.reach.value, known=share.reach.known, source=source
+    )
+
+
+def _some_parameters(model: nn.Module) -> dict[str, Parameter]:
+    parameters = named_parameters(model)
+    if not parameters:
+        raise GeometryError(f"{type(model).__name__} has no parameters, so there is nothing to optimize")
+    return parameters
 
 
 def _compile(
@@ -69,9 +148,7 @@ def _compile(
     strict: bool,
 ) -> Plan:
     inner = unwrapped(model)
-    parameters = named_parameters(inner)
-    if not parameters:
-        raise GeometryError(f"{type(inner).__name__} has no parameters, so there is nothing to optimize")
+    parameters = _some_parameters(inner)
     graph, output = _record(inner, [bound(x.size) for x in inputs])
     leaves = _with_radii(_with_masses(_leaves(graph, output, parameters, norms), masses), radii)
     if strict and (unknown := [leaf.name for leaf in leaves if leaf.known == "assumed"]):
@@ -80,16 +157,21 @@ def _compile(
         )
     again = functools.partial(_compile, inputs=inputs, masses=masses, norms=norms, radii=radii, strict=strict)
     identity = {name: weakref.ref(p) for name, p in parameters.items()}
-    return Plan(tuple(leaves), identity, again, tuple(inputs), output.layout.axis or -1)
+    return Plan(tuple(leaves), identity, again, inputs=tuple(inputs), axis=output.layout.axis or -1)
 
 
-def optimizer(model: nn.Module, example_inputs: Sequence[Any] | None = None, **options: Any) -> Optimizer:
+def optimizer(
+    model: nn.Module,
+    example_inputs: Sequence[Any] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Optimizer:
     """compile and plan.optimizer in one line; options are those of `Plan.optimizer`.
 
     >>> import normgeo as ng
     >>> opt = optimizer(ng.nn.MLP(784, 256, 10), lr=0.2)
     """
-    made: Optimizer = compile(model, example_inputs).optimizer(model, **options)
+    made: Optimizer = compile(model, example_inputs, example_kwargs).optimizer(model, **options)
     return made
 
 
@@ -97,8 +179,6 @@ def _inputs(model: nn.Module, example_inputs: Sequence[Any] | None) -> list[Inpu
     """How large each input is, after a trial run of the model in evaluation mode that leaves no trace."""
     if example_inputs is None:
         return [Input()]
-    if isinstance(example_inputs, Tensor):
-        raise TypeError("example_inputs is a tuple of the model's arguments; write example_inputs=(x,)")
     try:
         with torch.no_grad(), undisturbed(model):
             model(*example_inputs)
@@ -127,27 +207,35 @@ def _leaves(
 ) -> list[Leaf]:
     """One leaf per parameter, or per block of one, in the order of the parameters; its uses add."""
     mu = graph.sensitivities(output)
-    uses: dict[tuple[int, str], list[Use]] = {}
-    for use in graph.uses:
-        uses.setdefault((id(use.parameter), use.block), []).append(use)
-    if foreign := {key for key, _ in uses} - {id(p) for p in parameters.values()}:
-        raise GeometryError(
-            f"{len(foreign)} parameters are used but do not belong to the model; assign them to a module"
-        )
-    found: dict[str, tuple[str, Parameter, list[Use]]] = {}
-    for name, parameter in parameters.items():
-        mine = {block: each for (key, block), each in uses.items() if key == id(parameter)}
-        if not mine:
+    found = _named(graph.uses, parameters)
+    covered = {name for name, _, _ in found.values()}
+    for name in parameters:
+        if name not in covered:
             raise GeometryError(
                 f"parameter {name} has no geometry: no registered module uses it. If it belongs to a module of yours, "
                 f"call graph.use(module.{name.rsplit('.', 1)[-1]}, node, role=..., norm=...) in its registered function"
             )
-        found |= {f"{name}[{block}]" if block else name: (name, parameter, each) for block, each in mine.items()}
     given = overrides("norms", norms, list(found))
     return [
         _leaf(leaf, name, parameter, each, [mu[use.node] for use in each], given.get(leaf))
         for leaf, (name, parameter, each) in found.items()
     ]
+
+
+def _named(all_uses: Sequence[Use], parameters: Mapping[str, Parameter]) -> dict[str, tuple[str, Parameter, list[Use]]]:
+    """Leaf name -> parameter name, parameter, uses."""
+    uses: dict[tuple[int, str], list[Use]] = {}
+    for use in all_uses:
+        uses.setdefault((id(use.parameter), use.block), []).append(use)
+    if foreign := {key for key, _ in uses} - {id(p) for p in parameters.values()}:
+        raise GeometryError(
+            f"{len(foreign)} parameters are used but do not belong to the model; assign them to a module"
+        )
+    out: dict[str, tuple[str, Parameter, list[Use]]] = {}
+    for name, parameter in parameters.items():
+        mine = {block: each for (key, block), each in uses.items() if key == id(parameter)}
+        out |= {f"{name}[{block}]" if block else name: (name, parameter, each) for block, each in mine.items()}
+    return out
 
 
 def _leaf(

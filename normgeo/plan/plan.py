@@ -61,6 +61,10 @@ class Plan:
     identity: Mapping[str, weakref.ref[Parameter]] = field(default_factory=dict, compare=False, repr=False)
     """parameters at compile time, to find them again when their names change"""
     rebuild: Callable[[nn.Module], Plan] | None = field(default=None, compare=False, repr=False)
+    assumed: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+    """operations without a rule, and how often they ran"""
+    unused: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """frozen parameters that the output does not depend on; they have no leaf"""
     inputs: tuple[Input, ...] = ()
     """what is assumed of each input"""
     axis: int = -1
@@ -214,7 +218,8 @@ class Plan:
                 raise ValueError(f"the model has no parameter {name}; compile the plan again for this model")
             found[name] = parameter
         known = {id(p) for p in found.values()}
-        if unknown := [name for name, p in named_parameters(model).items() if id(p) not in known]:
+        others = {name: p for name, p in named_parameters(model).items() if id(p) not in known}
+        if unknown := [name for name, p in others.items() if p.requires_grad or name not in self.unused]:
             raise ValueError(f"the plan does not know {some(unknown)}; write plan = plan.extend(model)")
         return found
 
@@ -232,21 +237,23 @@ class Plan:
         return self.rebuild(model)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Plan, (self.leaves, {}, None, self.inputs, self.axis)
+        return Plan, (self.leaves, {}, None, {}, (), self.inputs, self.axis)
 
     def refresh(
         self,
         model: nn.Module,
         batch: Sequence[Any] | Mapping[str, Any],
+        kwargs: Mapping[str, Any] | None = None,
         *,
-        output: Callable[[Any], Tensor] | None = None,
+        output: str | int | Callable[[Any], Any] | None = None,
         draws: int = 3,
         backwards: int = 32,
         seed: int = 0,
     ) -> Plan:
         """This plan with x·μ of every leaf measured at the model's present weights, by `normgeo.geometry.measure`, and the
-        radii that follow. batch: what the model is called with, a tuple of arguments or a dict of named ones. Masses,
-        norms and radii that were given stay. An optimizer made before keeps its radii.
+        radii that follow. batch: what the model is called with, a tuple of arguments (with kwargs beside it) or a dict of
+        named ones. output: as in `compile`. Masses, norms and radii that were given stay. An optimizer that was made
+        before keeps its radii.
 
         >>> import torch, normgeo as ng
         >>> model = ng.nn.MLP(4, 8, 2)
@@ -255,7 +262,7 @@ class Plan:
         """
         if isinstance(batch, Tensor):
             raise TypeError("batch is a tuple or a dict of the model's arguments; write plan.refresh(model, (x,))")
-        args, named = ((), batch) if isinstance(batch, Mapping) else (tuple(batch), {})
+        args, named = ((), batch) if isinstance(batch, Mapping) else (tuple(batch), kwargs or {})
         found = measure(
             unwrapped(model),
             self.leaves,
@@ -269,7 +276,14 @@ class Plan:
             seed=seed,
         )
         again = self.rebuild and functools.partial(
-            _refreshed, self.rebuild, batch=batch, output=output, draws=draws, backwards=backwards, seed=seed
+            _refreshed,
+            self.rebuild,
+            batch=batch,
+            kwargs=kwargs,
+            output=output,
+            draws=draws,
+            backwards=backwards,
+            seed=seed,
         )
         return dataclasses.replace(self, leaves=found.apply(self.leaves), rebuild=again)
 
@@ -321,13 +335,16 @@ class Plan:
             if not typical
             else f"{typical} of {len(self.leaves)} leaves rest on typical factors: η is typical, not a bound"
         )
-        measured = sum(leaf.source.startswith("measured") for leaf in self.leaves)
-        lower = (
-            f"\n{measured} leaves measured: x·μ is a lower estimate; radii from floor {FLOOR:g} to cap {CAP:g}"
-            if measured
-            else ""
-        )
-        return f"{table(self.leaves)}\n{len(self.leaves)} leaves, mass {self.mass:.4g}; {promise}{lower}"
+        lines = [table(self.leaves), f"{len(self.leaves)} leaves, mass {self.mass:.4g}; {promise}"]
+        if self.assumed:
+            each = ", ".join(f"{name} ({times})" for name, times in self.assumed.items())
+            lines.append(f"assumed, because no rule says what they do: {each}")
+        if self.unused:
+            lines.append(f"frozen and not used: {some(self.unused)}")
+        if measured := sum(leaf.source.startswith("measured") for leaf in self.leaves):
+            limits = f"radii from floor {FLOOR:g} to cap {CAP:g}"
+            lines.append(f"{measured} leaves measured: x·μ is a lower estimate, the largest found; {limits}")
+        return "\n".join(lines)
 
     def to_json(self) -> str:
         """The plan as JSON; `from_json` gives it back."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from normgeo.budgets import Budget
 from normgeo.budgets.base import below_zero, inner
+from normgeo.budgets.numerical import own
 
 __all__ = ["check_budget"]
 
@@ -22,9 +25,9 @@ def check_budget(budget: Budget, dim: int = 8, *, seed: int = 0, tol: float | No
     >>> from normgeo.budgets import Spectral
     >>> check_budget(Spectral(trace=1.0, cap=0.3), dim=5)
     """
-    laws = _Laws(budget, dim, seed, max(EXACT, 4 * getattr(budget, "tolerance", 0.0)) if tol is None else tol)
-    for name, m in laws.moments.items():
-        laws.attained(name, m)
+    laws = _Laws(budget, dim, seed, max(EXACT, 4 * budget.tolerance) if tol is None else tol)
+    laws.attained()
+    laws.points = laws.feasible()
     laws.never_beaten()
     laws.sublinear()
     laws.conjugate()
@@ -44,15 +47,20 @@ class _Laws:
         self.shape = (2,) * (budget.ndim - core) + (dim,) * core
         if budget.kind == "step":
             self.shape = (dim,) * budget.ndim
-        self.moments = {
-            "positive": self.positive(),
-            "low rank": self.positive(rank=1),
-            "indefinite": self.signed(),
-            "negative": -self.positive(),
-            "the identity": self.identity(),
-        }
-        self.maximizers = torch.stack([budget.maximizer(m) for m in self.moments.values()])
-        self.supports = torch.stack([budget.support(m) for m in self.moments.values()])
+        self.names = ("positive", "low rank", "indefinite", "negative", "the identity")
+        self.moments = torch.stack(
+            [self.positive(), self.positive(rank=1), self.signed(), -self.positive(), self.identity()]
+        )
+        self.maximizers = budget.maximizer(self.moments)
+        # The default is ⟨maximizer(M), M⟩, and its derivative the maximizer: nothing to check, and perhaps dear to ask.
+        self.own_support = own(budget, "support")
+        self.supports = budget.support(self.moments) if self.own_support else self.power(self.maximizers, self.moments)
+        self.sizes = budget.gauge(self.maximizers)
+        self.points = self.maximizers
+
+    def cases(self) -> Iterator[tuple[str, Tensor, Tensor, Tensor, Tensor]]:
+        """name, M, maximizer(M), support(M), gauge(maximizer(M))."""
+        return zip(self.names, self.moments, self.maximizers, self.supports, self.sizes, strict=True)
 
     # ---- samples
 
@@ -74,14 +82,21 @@ class _Laws:
         one = torch.ones(self.shape, dtype=torch.float64)
         return one * torch.eye(self.shape[-1], dtype=torch.float64) if self.budget.kind == "matrix" else one
 
-    def feasible(self) -> Tensor:  # (POINTS, *shape)
+    def feasible(self) -> Tensor:  # (about POINTS, *shape)
         """Points of the budget: random operators brought to its boundary, and mixtures of its extreme points."""
-        raw = torch.stack([self.positive(None if k % 2 else 1 + k % 3) for k in range(POINTS // 2)])
+        searched = not any(own(self.budget, name) for name in ("gauge", "constraints", "project"))
+        count = 6 if searched else POINTS // 2
+        raw = torch.stack([self.positive(None if k % 2 else 1 + k % 3) for k in range(count)])
         size = self.budget.gauge(raw)
-        weights = self.gaussian(POINTS - len(raw), len(self.maximizers)).square()
-        weights = weights / weights.sum(1, keepdim=True)
-        mixed = torch.tensordot(weights, self.maximizers, dims=1)
-        return torch.cat([raw / self.spread(torch.where(size > 0, size, 1)), mixed])
+        raw = raw[size.isfinite()] / self.spread(size[size.isfinite()].clamp_min(1e-300))
+        weights = self.gaussian(POINTS // 2, len(self.maximizers)).square()
+        mixed = torch.tensordot(weights / weights.sum(1, keepdim=True), self.maximizers, dims=1)
+        size = self.budget.gauge(mixed[:6] if searched else mixed)
+        worst = int(size.argmax())
+        assert size[worst] <= 1 + self.tol, (
+            f"a mixture of points of the budget has gauge {size[worst]:.12g}: it is not convex. Q = {mixed[worst]}"
+        )
+        return torch.cat([raw, mixed])
 
     def spread(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape + (1,) * self.budget.ndim)
@@ -91,130 +106,117 @@ class _Laws:
     def power(self, q: Tensor, m: Tensor) -> Tensor:
         return inner(q, m, self.budget.ndim)
 
-    def attained(self, name: str, m: Tensor) -> None:
-        q, best = self.budget.maximizer(m), self.budget.support(m)
-        size = self.budget.gauge(q)
-        self.close("⟨maximizer(M), M⟩ = support(M)", self.power(q, m), best, m)
-        scale = m.abs().max() * q.abs().max()
-        assert best >= -self.tol * scale, f"support(M) = {best:.6g} < 0, but 0 is in the budget; M ({name}) = {m}"
-        assert size <= 1 + self.tol, f"gauge(maximizer(M)) = {size:.12g} > 1 for M ({name}) = {m}"
-        if best > 1e-6 * m.abs().max() * q.abs().max():
-            self.close("gauge(maximizer(M)) = 1 where support(M) > 0", size, 1.0, m)
-        if self.budget.kind != "step":
-            values = torch.linalg.eigvalsh(q) if self.budget.kind == "matrix" else q
-            assert not below_zero(values).any(), f"maximizer(M) is not ≽ 0 for M ({name}) = {m}"
-        assert not self.budget.maximizer(0 * m).any(), "maximizer(0) is not 0"
+    def attained(self) -> None:
+        for name, m, q, best, size in self.cases():
+            self.close("⟨maximizer(M), M⟩ = support(M)", self.power(q, m), best, m)
+            scale = m.abs().max() * q.abs().max()
+            assert best >= -self.tol * scale, f"support(M) = {best:.6g} < 0, but 0 is in the budget; M ({name}) = {m}"
+            assert size <= 1 + self.tol, f"gauge(maximizer(M)) = {size:.12g} > 1 for M ({name}) = {m}"
+            if best > 1e-6 * scale:
+                self.close("gauge(maximizer(M)) = 1 where support(M) > 0", size, 1.0, m)
+            if self.budget.kind != "step":
+                values = torch.linalg.eigvalsh(q) if self.budget.kind == "matrix" else q
+                assert not below_zero(values).any(), f"maximizer(M) is not ≽ 0 for M ({name}) = {m}"
+        assert not self.budget.maximizer(torch.zeros_like(self.moments[0])).any(), "maximizer(0) is not 0"
 
     def never_beaten(self) -> None:
-        points = self.feasible()
-        size = self.budget.gauge(points)
-        worst = int(torch.where(size.isfinite(), size, 0).argmax())
-        assert bool(((size <= 1 + self.tol) | size.isinf()).all()), (
-            f"a mixture of points of the budget has gauge {size[worst]:.12g}: it is not convex. Q = {points[worst]}"
-        )
-        points = points[size.isfinite()]
-        for name, m in self.moments.items():
-            gains, best = self.power(points, m), self.budget.support(m)
-            slack = self.tol * (best.abs() + gains.abs().max())
+        for name, m, _, best, _ in self.cases():
+            gains = self.power(self.points, m)
             k = int(gains.argmax())
-            assert gains[k] <= best + slack, (
-                f"support(M) = {best:.12g} is beaten: ⟨Q, M⟩ = {gains[k]:.12g} for M ({name}) = {m} and Q = {points[k]}"
+            assert gains[k] <= best + self.tol * (best.abs() + gains.abs().max()), (
+                f"support(M) = {best:.12g} is beaten: ⟨Q, M⟩ = {gains[k]:.12g} for M ({name}) = {m} and "
+                f"Q = {self.points[k]}"
             )
 
     def sublinear(self) -> None:
-        m, n = self.moments["indefinite"], self.moments["positive"]
-        for c in (0.3, 7.0):
-            self.close("support(c·M) = c·support(M)", self.budget.support(c * m), c * self.budget.support(m), m)
-            q = self.maximizers[0]
-            self.close("gauge(c·Q) = c·gauge(Q)", self.budget.gauge(c * q), c * self.budget.gauge(q), q)
-        both, sum_of = self.budget.support(m + n), self.budget.support(m) + self.budget.support(n)
-        assert both <= sum_of + self.tol * sum_of.abs(), f"support(M + N) = {both} > {sum_of} for M = {m}, N = {n}"
+        m, n = self.moments[2], self.moments[0]
+        third, more, both = self.budget.support(torch.stack([0.3 * m, 7 * m, m + n]))
+        self.close("support(c·M) = c·support(M)", torch.stack([third / 0.3, more / 7]), self.supports[2], m)
+        bound = self.supports[0] + self.supports[2]
+        assert both <= bound + self.tol * bound.abs(), f"support(M + N) = {both} > {bound} for M = {m}, N = {n}"
         p, q = self.maximizers[0], self.maximizers[2]
-        size = self.budget.gauge(p + q)
-        bound = self.budget.gauge(p) + self.budget.gauge(q)
-        assert size <= bound * (1 + self.tol), f"gauge(P + Q) = {size} > {bound} for P = {p}, Q = {q}"
+        third, more, both = self.budget.gauge(torch.stack([0.3 * p, 7 * p, p + q]))
+        self.close("gauge(c·Q) = c·gauge(Q)", torch.stack([third / 0.3, more / 7]), self.sizes[0], p)
+        bound = self.sizes[0] + self.sizes[2]
+        assert both <= bound * (1 + self.tol), f"gauge(P + Q) = {both} > {bound} for P = {p}, Q = {q}"
 
     def conjugate(self) -> None:
         """⟨Q, M⟩ ≤ gauge·support; and sup ⟨Q, M⟩ - gauge(Q) is 0 where support(M) ≤ 1, else unbounded."""
-        points = self.feasible() * self.spread(self.gaussian(POINTS).square())
-        size = self.budget.gauge(points)
-        points, size = points[size.isfinite()], size[size.isfinite()]
-        for name, m in self.moments.items():
-            best = self.budget.support(m)
-            gain = self.power(points, m)
-            slack = self.tol * (1 + gain.abs() + size * best.abs())
-            k = int((gain - size * best - slack).argmax())
-            assert gain[k] <= size[k] * best + slack[k], (
-                f"⟨Q, M⟩ = {gain[k]:.12g} > gauge(Q)·support(M) = {size[k] * best:.12g} "
-                f"for M ({name}) = {m}, Q = {points[k]}"
+        stretch = self.gaussian(len(self.points)).square()
+        for name, m, q, best, size in self.cases():
+            gain = self.power(self.points, m) * stretch
+            slack = self.tol * (stretch + gain.abs() + stretch * best.abs())
+            k = int((gain - stretch * best - slack).argmax())
+            assert gain[k] <= stretch[k] * best + slack[k], (
+                f"⟨Q, M⟩ = {gain[k]:.12g} > gauge(Q)·support(M) for M ({name}) = {m}, Q = {stretch[k] * self.points[k]}"
             )
-            if best > 1e-6 * m.abs().max():
-                q = self.budget.maximizer(m)
-                outside = 2 * m / best  # support 2: the conjugate of the gauge grows without bound along its maximizer
-                grown = [float(self.power(t * q, outside) - self.budget.gauge(t * q)) for t in (1.0, 10.0)]
-                self.close("sup ⟨Q, M⟩ - gauge(Q) = ∞ outside the polar", torch.tensor(grown[1]), 10 * grown[0], m)
+            if best > 1e-6 * m.abs().max() * q.abs().max():
+                # Twice the border of the polar: along its maximizer the conjugate grows without bound.
+                grown = self.power(10 * q, 2 * m / best) - 10 * size
+                self.close("sup ⟨Q, M⟩ - gauge(Q) = ∞ outside the polar", grown, 10.0, m)
 
     def subgradient(self) -> None:
-        others = [self.signed() for _ in range(4)] + list(self.moments.values())
-        for name, m in self.moments.items():
-            q, best = self.budget.maximizer(m), self.budget.support(m)
-            for n in others:
-                lower, there = best + self.power(q, n - m), self.budget.support(n)
-                slack = self.tol * (1 + best.abs() + there.abs() + lower.abs())
-                assert there >= lower - slack, (
-                    f"maximizer(M) is not a subgradient of support at M ({name}): support(N) = {there:.12g} < "
-                    f"{lower:.12g} for M = {m}, N = {n}"
-                )
-            x = m.clone().requires_grad_()
+        signed = torch.stack([self.signed() for _ in range(4)])
+        others, values = torch.cat([self.moments, signed]), torch.cat([self.supports, self.budget.support(signed)])
+        slopes = self.maximizers
+        if self.own_support:
+            x = self.moments.clone().requires_grad_()
             value = self.budget.support(x)
-            if value.requires_grad:
-                (slope,) = torch.autograd.grad(value, x)
-                self.close("the derivative of support = maximizer", self.power(slope, m), best, m)
-                if name in ("positive", "indefinite"):
-                    self.close("the derivative of support = maximizer", _symmetric(slope, self.budget), q, m)
+            slopes = torch.autograd.grad(value.sum(), x)[0] if value.requires_grad else slopes
+        for (name, m, q, best, _), slope in zip(self.cases(), slopes, strict=True):
+            lower = best + self.power(q, others - m)
+            slack = self.tol * (1 + best.abs() + values.abs() + lower.abs())
+            k = int((lower - values - slack).argmax())
+            assert values[k] >= lower[k] - slack[k], (
+                f"maximizer(M) is not a subgradient of support at M ({name}): support(N) = {values[k]:.12g} < "
+                f"{lower[k]:.12g} for M = {m}, N = {others[k]}"
+            )
+            self.close("the derivative of support along M is support", self.power(slope, m), best, m)
+            if name in ("positive", "indefinite"):  # elsewhere there may be several maximizers
+                self.close("the derivative of support = maximizer", _symmetric(slope, self.budget), q, m)
 
     def order(self) -> None:
         if self.budget.kind == "step":
             return
-        for name, n in self.moments.items():
-            low, high = self.budget.support(n), self.budget.support(n + self.positive(rank=2))
+        more = torch.stack([self.positive(rank=2) for _ in self.names])
+        for (name, n, _, low, _), high in zip(self.cases(), self.budget.support(self.moments + more), strict=True):
             assert high >= low - self.tol * (1 + low.abs()), (
                 f"M ≽ N ({name}), but support(M) = {high:.12g} < support(N) = {low:.12g} for N = {n}"
             )
 
     def lipschitz(self) -> None:
-        for m in self.moments.values():
-            n = m + 0.1 * self.signed()
-            gap = (self.budget.support(m) - self.budget.support(n)).abs()
-            bound = torch.maximum(self.budget.support(m - n), self.budget.support(n - m))
-            assert gap <= bound + self.tol * (1 + bound), f"|P*(M) - P*(N)| = {gap} > {bound} for M = {m}, N = {n}"
+        change = torch.stack([0.1 * self.signed() for _ in self.names])
+        near, up, down = self.budget.support(torch.cat([self.moments + change, change, -change])).chunk(3)
+        for (name, m, _, best, _), n, a, b in zip(self.cases(), near, up, down, strict=True):
+            bound = torch.maximum(a, b)
+            gap = (best - n).abs()
+            slack = self.tol * (1 + bound + best.abs())
+            assert gap <= bound + slack, f"|P*(M) - P*(N)| = {gap} > {bound} for M ({name}) = {m}"
 
     def domain(self) -> None:
-        zero = torch.zeros(self.shape, dtype=torch.float64)
-        assert self.budget.gauge(zero) == 0, f"gauge(0) = {self.budget.gauge(zero)}, but 0 is in every budget"
+        zero = self.budget.gauge(torch.zeros_like(self.moments[0]))
+        assert zero == 0, f"gauge(0) = {zero}, but 0 is in every budget"
         if self.budget.kind != "step":
             q = -self.positive()
             assert self.budget.gauge(q) == torch.inf, f"gauge(Q) = {self.budget.gauge(q)} for Q = {q}, which is not ≽ 0"
 
     def batch(self) -> None:
-        ms = torch.stack(list(self.moments.values()))
-        for name, function, alone in (
-            ("maximizer", self.budget.maximizer(ms), self.maximizers),
-            ("support", self.budget.support(ms), self.supports),
-            ("gauge", self.budget.gauge(self.maximizers), torch.stack([self.budget.gauge(q) for q in self.maximizers])),
-        ):
-            self.close(f"{name} of a batch", function, alone, ms)
-        low = self.budget.maximizer(ms.float())
+        m = self.moments[2]
+        self.close("maximizer of a batch", self.maximizers[2], self.budget.maximizer(m), m)
+        if self.own_support:
+            self.close("support of a batch", self.supports[2], self.budget.support(m), m)
+        self.close("gauge of a batch", self.sizes[2], self.budget.gauge(self.maximizers[2]), m)
+        low = self.budget.maximizer(self.moments.float())
         assert low.dtype == torch.float32, f"maximizer of a float32 moment has dtype {low.dtype}"
         assert bool(low.isfinite().all()), "maximizer is not finite in float32"
 
     def bad_input(self) -> None:
-        nan = self.moments["positive"].clone()
+        nan = self.moments[0].clone()
         nan.flatten()[0] = torch.nan
         bad = {"with a NaN in it": nan}
         if self.budget.kind == "matrix" and self.shape[-1] > 1:
             bad["that is not symmetric"] = self.gaussian(*self.shape)
-            bad["that is not square"] = self.moments["positive"][..., :-1]
+            bad["that is not square"] = self.moments[0][..., :-1]
         for what, m in bad.items():
             try:
                 self.budget.maximizer(m)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from normgeo.geometry import Leaf, differentiable, norming, unwrapped
+from normgeo.geometry.outputs import choose
 from normgeo.linalg import SVD, steepest_gain
 from normgeo.norms import with_polar
 from normgeo.plan import Plan
@@ -47,8 +48,7 @@ def check_geometry(
     weights = {name: p.detach() for name, p in named_parameters(model).items()}
 
     def f(ws: Weights) -> Tensor:
-        out: Tensor = torch.func.functional_call(model, ws, tuple(inputs))
-        return out
+        return choose(torch.func.functional_call(model, ws, tuple(inputs)))
 
     with differentiable():
         worst = _search(f, weights, exact, starts, seed, plan.axis)

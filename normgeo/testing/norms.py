@@ -29,6 +29,7 @@ def check_norm(norm: Norm, shape: Sequence[int], *, seed: int = 0) -> None:
     _batch(norm, g, w)
     _independence(norm, g)
     _projection(norm, w, z)
+    _matrices(norm, w)
     _scales(norm, g)
     _equal("norm(init)", norm.norm(_init(norm, shape, seed)), 1.0)
     nan = g.clone()
@@ -114,6 +115,21 @@ def _projection(norm: Norm, w: Tensor, z: Tensor) -> None:
         assert slope <= EXACT * (1 + (3 * w - p).norm() * (inside - p).norm()), (
             f"project(w) is not nearest to w: {inside} is nearer"
         )
+
+
+def _matrices(norm: Norm, w: Tensor) -> None:
+    """For norms that are a largest singular value."""
+    sizes: list[Tensor] = []
+
+    def look(x: Tensor) -> Tensor:
+        sizes.append(torch.linalg.svdvals(x).amax())
+        return 2 * x
+
+    try:
+        _equal("on_matrices(f) puts f(X) where X was", norm.on_matrices(look, w), 2 * w)
+    except NotImplementedError:
+        return
+    _equal("norm(w) = max σ_max over its matrices", norm.norm(w), torch.stack(sizes).amax())
 
 
 def _scales(norm: Norm, g: Tensor) -> None:

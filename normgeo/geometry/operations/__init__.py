@@ -1,0 +1,23 @@
+"""What torch's functions do to sizes and weights: one rule each."""
+
+from normgeo.geometry.operations import (
+    attention,
+    contraction,
+    convolution,
+    elementwise,
+    lookup,
+    normalisation,
+    reduction,
+    shape,
+)
+
+__all__ = [
+    "attention",
+    "contraction",
+    "convolution",
+    "elementwise",
+    "lookup",
+    "normalisation",
+    "reduction",
+    "shape",
+]

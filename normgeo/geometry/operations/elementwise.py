@@ -1,0 +1,199 @@
+"""Operations on each entry: sums, products, activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from normgeo.geometry.factor import bound
+from normgeo.geometry.graph import Node
+from normgeo.geometry.reading import Meaning, Mixed, Operation, Weight, changed, operation
+from normgeo.geometry.record import Value
+
+STEEPEST = {
+    **dict.fromkeys(("relu", "abs", "absolute", "tanh", "relu6", "hardtanh", "neg", "negative", "sin", "cos"), 1.0),
+    **dict.fromkeys(
+        ("softplus", "logsigmoid", "softsign", "threshold", "clamp", "clip", "clamp_min", "clamp_max"), 1.0
+    ),
+    "erf": 1.12838,
+    "gelu": 1.12891,
+    "silu": 1.09984,
+    "mish": 1.08885,
+    "sigmoid": 1 / 4,
+    "hardsigmoid": 1 / 6,
+    "hardswish": 1.5,
+    "selu": 1.75810,
+}
+"""the largest slope of each function"""
+ELSEWHERE = set(
+    [
+        "exp",
+        "expm1",
+        "log",
+        "log1p",
+        "log2",
+        "sqrt",
+        "rsqrt",
+        "square",
+        "pow",
+        "rpow",
+        "reciprocal",
+        "exp2",
+        "erfc",
+        "elu",
+        "celu",
+        "leaky_relu",
+        "rrelu",
+        "softmin",
+        "tan",
+        "sinh",
+        "cosh",
+        "atan",
+        "arctan",
+        "log10",
+        "asin",
+        "acos",
+        "float_power",
+        "logit",
+        "sign",
+        "round",
+        "floor",
+        "ceil",
+        "trunc",
+        "hardshrink",
+        "softshrink",
+        "tanhshrink",
+        "glu",
+        "remainder",
+        "fmod",
+        "atan2",
+        "gumbel_softmax",
+    ]
+)
+"""functions whose slopes depend on where they are taken, or on an argument"""
+SUMS = {"add", "radd", "iadd", "sub", "rsub", "isub", "subtract"}
+PRODUCTS = set(
+    [
+        "mul",
+        "rmul",
+        "imul",
+        "multiply",
+        "div",
+        "rdiv",
+        "idiv",
+        "divide",
+        "true_divide",
+        "truediv",
+        "rtruediv",
+        "itruediv",
+    ]
+)
+
+
+@operation(*STEEPEST, *ELSEWHERE)
+def activation(op: Operation) -> Meaning:
+    meaning = op.meaning(op.argument(0, "input"))
+    if isinstance(meaning, Weight | Mixed) and len(op.call.inputs) == 1:
+        return changed(meaning, op.name)
+    return op.result(*op.nodes, slots=bound(STEEPEST[op.name]) if op.name in STEEPEST else None)
+
+
+@operation(*SUMS)
+def add(op: Operation) -> Meaning:
+    a, b = op.argument(0, "input"), op.argument(1, "other")
+    first, second = op.meaning(a), op.meaning(b)
+    if isinstance(first, Node) and isinstance(second, Weight | Mixed):
+        return shift(op, first, b)
+    if isinstance(second, Node) and isinstance(first, Weight | Mixed):
+        return shift(op, second, a)
+    return _both(op, a, b)
+
+
+@operation(*PRODUCTS)
+def mul(op: Operation) -> Meaning:
+    a, b = op.argument(0, "input"), op.argument(1, "other")
+    first, second = op.meaning(a), op.meaning(b)
+    if isinstance(first, Node) and isinstance(second, Weight | Mixed):
+        return scale(op, first, b)
+    if isinstance(second, Node) and isinstance(first, Weight | Mixed):
+        return scale(op, second, a)
+    return _both(op, a, b)
+
+
+@operation(
+    "maximum", "minimum", "where", "masked_fill", "lerp", "addcmul", "addcdiv", "logaddexp", "hypot", "fmax", "fmin"
+)
+def several(op: Operation) -> Meaning:
+    return _both(op, *op.call.inputs)
+
+
+@operation("prelu")
+def prelu(op: Operation) -> Meaning:
+    return scale(op, op.data(0), op.argument(1, "weight"))
+
+
+def shift(op: Operation, x: Meaning, bias: Any) -> Meaning:
+    """x + b: a bias, a scalar, or positions if it has rows."""
+    meaning = op.meaning(bias)
+    if not isinstance(x, Node) or meaning is None:
+        return x
+    if isinstance(meaning, Node):
+        return op.result(x, meaning, name="add")
+    out = op.result(x, name="bias")
+    for weight in _parts(meaning):
+        axes = large(weight)
+        if len(axes) < 2:
+            role = "bias" if axes else "scalar"
+            at = None if not axes else axes[0] - bias.tensor.ndim
+            op.use(weight, out, role, [("d", axes)] if axes else [], at)
+        else:
+            op.use(weight, out, "positions", whole=True)
+    return out
+
+
+def scale(op: Operation, x: Node | None, gain: Any) -> Node:
+    """x ⊙ γ: a gain, a scalar, or the decay of a state space if γ is an exponential."""
+    meaning = op.meaning(gain)
+    out = op.result(x, name="gain" if isinstance(meaning, Weight | Mixed) else "mul")
+    for weight in _parts(meaning):
+        axes = large(weight)
+        role = "state space" if "exp" in weight.changed and axes else "gain" if axes else "scalar"
+        op.use(weight, out, role, [("d", axes)] if axes else [], axes[0] - gain.tensor.ndim if len(axes) == 1 else None)
+    return out
+
+
+def large(weight: Weight) -> list[int]:
+    """The axes along which the weight is not the same everywhere."""
+    return (
+        [] if weight.entries is None else [i for i, (n, stride) in enumerate(weight.entries.axes) if n > 1 and stride]
+    )
+
+
+def _parts(meaning: Meaning) -> list[Weight]:
+    if isinstance(meaning, Mixed):
+        return [w for part in meaning.parts for w in _parts(part)]
+    return [meaning] if isinstance(meaning, Weight) else []
+
+
+def _both(op: Operation, *values: Any) -> Meaning:
+    """Of data and data, data and constants, weights and constants, or weights and weights."""
+    meanings = [m for v in values if isinstance(v, Value) and (m := op.meaning(v)) is not None]
+    if any(isinstance(m, Node) for m in meanings):
+        return op.result(*op.nodes)
+    if len(meanings) == 1:
+        weight = meanings[0]
+        value = next(v for v in values if isinstance(v, Value) and op.meaning(v) is weight)
+        if isinstance(weight, Weight) and op.call.outputs[0].shape != value.shape:
+            weight = Weight(weight.parameter, _broadcast(weight, op.call.outputs[0].shape), weight.changed)
+        return changed(weight, op.name)  # type: ignore[arg-type]
+    return Mixed(
+        "mul" if op.name in ("mul", "div") else "add", tuple(m for m in meanings if isinstance(m, Weight | Mixed))
+    )
+
+
+def _broadcast(weight: Weight, shape: Any) -> Any:
+    if weight.entries is None or len(weight.entries.axes) > len(shape):
+        return None
+    missing = len(shape) - len(weight.entries.axes)
+    axes = [(n, 0) for n in shape[:missing]]
+    axes += [(n, s if m == n else 0) for n, (m, s) in zip(shape[missing:], weight.entries.axes, strict=True)]
+    return type(weight.entries)(tuple(axes), weight.entries.offset)
