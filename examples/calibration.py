@@ -10,8 +10,8 @@ probe = corpus.validation[:512].reshape(16, 32)
 print("depth  change/η, mean over tokens and steps  largest token of any step")
 for depth in (2, 4, 8):
     settings = lab.Settings(depth=depth, width=32, context=32, batch=16, steps=60, warmup=10)
-    (ours,) = lab.contenders([], steps=60, lr=settings.lr, warmup=10)
-    training = lab.Training(ours, settings, corpus, torch.device("cpu"))
+    ours = lab.ours(steps=60, lr=settings.lr, warmup=10)
+    training = lab.Training(ours, lab.Text(settings, corpus), torch.device("cpu"))
     changes = []
     while not training.done:
         step = training.step

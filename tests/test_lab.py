@@ -9,7 +9,7 @@ import torch
 from normgeo import lab
 from normgeo.cli import main
 from normgeo.cli import train as train_module
-from normgeo.lab import Corpus, Settings, Training, UserError, contenders
+from normgeo.lab import Corpus, Settings, Text, Training, UserError, contenders
 
 TEXT = ("the quick brown fox jumps over the lazy dog; " * 60).encode()
 SMALL = Settings(width=8, depth=1, heads=2, context=8, batch=4, steps=20, warmup=2, lr=0.2)
@@ -17,6 +17,10 @@ SMALL = Settings(width=8, depth=1, heads=2, context=8, batch=4, steps=20, warmup
 
 def corpus():
     return Corpus.from_bytes("fox", TEXT[:2000], TEXT[2000:])
+
+
+def problem():
+    return Text(SMALL, corpus())
 
 
 def run(training):
@@ -65,14 +69,14 @@ def test_a_small_standard_library_asks_for_a_text(tmp_path):
 @pytest.mark.parametrize("name", ["normgeo", "AdamW", "Muon + AdamW"])
 def test_every_contender_learns_and_resumes_bit_by_bit(name, tmp_path):
     (contender,) = [c for c in contenders(["adamw", "muon"], steps=20, lr=0.2, warmup=2) if c.name == name]
-    whole = run(Training(contender, SMALL, corpus(), torch.device("cpu")))
+    whole = run(Training(contender, problem(), torch.device("cpu")))
     assert whole.curve.train[-1] < whole.curve.train[0]
     assert whole.curve.validated == list(range(2, 21, 2))
-    part = Training(contender, SMALL, corpus(), torch.device("cpu"))
+    part = Training(contender, problem(), torch.device("cpu"))
     for _ in range(7):
         part.advance()
     lab.save_checkpoint(tmp_path / "c.pt", part.state())
-    resumed = Training(contender, SMALL, corpus(), torch.device("cpu"))
+    resumed = Training(contender, problem(), torch.device("cpu"))
     resumed.load_state(lab.load_checkpoint(tmp_path / "c.pt", torch.device("cpu")))
     run(resumed)
     assert resumed.curve.train == whole.curve.train
@@ -83,10 +87,10 @@ def test_every_contender_learns_and_resumes_bit_by_bit(name, tmp_path):
 
 def test_contenders_start_from_the_same_weights_and_see_the_same_batches():
     ours, theirs = (
-        Training(c, SMALL, corpus(), torch.device("cpu")) for c in contenders(["adamw"], steps=20, lr=0.2, warmup=2)
+        Training(c, problem(), torch.device("cpu")) for c in contenders(["adamw"], steps=20, lr=0.2, warmup=2)
     )
     assert all(torch.equal(a, b) for a, b in zip(ours.model.parameters(), theirs.model.parameters(), strict=True))
-    assert torch.equal(ours._batch()[0], theirs._batch()[0])
+    assert torch.equal(ours.problem.batch(3)[0], theirs.problem.batch(3)[0])
 
 
 def test_a_torn_checkpoint_is_never_loaded(tmp_path):
@@ -117,7 +121,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_a_nan_loss_stops_with_advice():
     (ours,) = contenders([], steps=20, lr=0.2, warmup=2)
-    training = Training(ours, SMALL, corpus(), torch.device("cpu"))
+    training = Training(ours, problem(), torch.device("cpu"))
     with torch.no_grad():
         next(training.model.parameters()).fill_(torch.nan)
     with pytest.raises(UserError, match="became nan at step 1; try a smaller --lr"), pytest.warns(RuntimeWarning):

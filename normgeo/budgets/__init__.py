@@ -2,31 +2,46 @@
 
 from normgeo.budgets.base import Budget, checked
 from normgeo.budgets.combinators import Blocks, Intersection, Product, Scaled, Sum
+from normgeo.budgets.datametric import DataMetric, allot
 from normgeo.budgets.diagonal import Diagonal
 from normgeo.budgets.ellipsoid import Ellipsoid
+from normgeo.budgets.factored import KroneckerMoment, SketchMoment
 from normgeo.budgets.frobenius import Frobenius
 from normgeo.budgets.invariant import Invariant, OnDiagonal
 from normgeo.budgets.layerwise import LayerWise
+from normgeo.budgets.moments import BlockMoment, DiagonalMoment, FullMoment, Moment
 from normgeo.budgets.numerical import NumericalWarning
+from normgeo.budgets.registry import Recipe, Setting, registry
 from normgeo.budgets.spectral import Spectral
 from normgeo.budgets.step import Penalty, Step
 
 __all__ = [
+    "BlockMoment",
     "Blocks",
     "Budget",
+    "DataMetric",
     "Diagonal",
+    "DiagonalMoment",
     "Ellipsoid",
     "Frobenius",
+    "FullMoment",
     "Intersection",
     "Invariant",
+    "KroneckerMoment",
     "LayerWise",
+    "Moment",
     "NumericalWarning",
     "OnDiagonal",
     "Penalty",
     "Product",
+    "Recipe",
     "Scaled",
+    "Setting",
+    "SketchMoment",
     "Spectral",
     "Step",
     "Sum",
+    "allot",
     "checked",
+    "registry",
 ]

@@ -63,13 +63,13 @@ class Budget:
     def __and__(self, other: Budget) -> Budget:
         from normgeo.budgets.combinators import Intersection
 
-        return Intersection(self, other)
+        return Intersection((self, other))
 
     def __add__(self, other: Budget) -> Budget:
         """{Q₁ + Q₂}."""
         from normgeo.budgets.combinators import Sum
 
-        return Sum(self, other)
+        return Sum((self, other))
 
     @property
     def tolerance(self) -> float:
@@ -129,6 +129,8 @@ def checked(m: Tensor, budget: Budget) -> Tensor:
             [0., 1.]])
     """
     m = floating(m, budget)
+    if m.device.type != "cpu":  # to look would be to wait; NaN goes through
+        return (m + m.mT) / 2 if budget.kind == "matrix" else m
     if not bool(m.isfinite().all()):
         raise ValueError(f"{type(budget).__name__}: the moment has {int((~m.isfinite()).sum())} entries of NaN or Inf")
     if budget.kind != "matrix":

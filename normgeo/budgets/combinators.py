@@ -62,7 +62,7 @@ class Scaled(Budget):
         return [shrunk(slack) for slack in self.inner.constraints()]
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class Intersection(Budget):
     """𝒬₁ ∩ 𝒬₂ ∩ ...;  gauge = the largest of theirs. The maximizer has no closed form and is found from the constraints
     of all; within invariant budgets on their eigenvalues alone, so that an operator costs one eigendecomposition more.
@@ -76,9 +76,8 @@ class Intersection(Budget):
 
     members: tuple[Budget, ...]
 
-    def __init__(self, *members: Budget) -> None:
-        _alike("Intersection", members)
-        object.__setattr__(self, "members", members)
+    def __post_init__(self) -> None:
+        _alike("Intersection", self.members)
 
     @property
     def kind(self) -> Kind:  # type: ignore[override]
@@ -92,10 +91,17 @@ class Intersection(Budget):
         return torch.stack([member.gauge(q) for member in self.members]).amax(0)
 
     def maximizer(self, m: Tensor) -> Tensor:
-        if not all(isinstance(member, Invariant) for member in self.members):
+        values = self.values
+        if values is None or self.kind == "diagonal":
             return super().maximizer(m)
         s, u = torch.linalg.eigh(checked(m, self))
-        return ((u * _Values(self.members).maximizer(s).unsqueeze(-2)) @ u.mT).to(m.dtype)
+        return ((u * values.maximizer(s).unsqueeze(-2)) @ u.mT).to(m.dtype)
+
+    @property
+    def values(self) -> Budget | None:
+        """The same for eigenvalues, if they are all that the members see."""
+        invariant = all(isinstance(member, Invariant) for member in self.members)
+        return _Values(self.members) if invariant else None
 
     def constraints(self) -> Sequence[Constraint]:
         return [slack for member in self.members for slack in member.constraints()]
@@ -116,7 +122,7 @@ class _Values(Budget):
         return [slack for member in self.members for slack in member.constraints()]
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class Sum(Budget):
     """𝒬₁ + 𝒬₂ + ... = {Q₁ + Q₂ + ...};  support and maximizer are sums. The gauge is found from the maximizer.
 
@@ -127,9 +133,8 @@ class Sum(Budget):
 
     members: tuple[Budget, ...]
 
-    def __init__(self, *members: Budget) -> None:
-        _alike("Sum", members)
-        object.__setattr__(self, "members", members)
+    def __post_init__(self) -> None:
+        _alike("Sum", self.members)
 
     @property
     def kind(self) -> Kind:  # type: ignore[override]

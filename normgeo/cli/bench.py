@@ -2,9 +2,14 @@
 
 import click
 
+from normgeo.cli.quality import quality
+
 __all__ = ["bench"]
 
 
 @click.group()
 def bench() -> None:
     """Measure optimizers beside others."""
+
+
+bench.add_command(quality)

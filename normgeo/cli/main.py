@@ -38,7 +38,7 @@ def main() -> None:
         click.echo(f"normgeo: {error}", err=True)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
-        if "memory" not in str(error):
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         click.echo("normgeo: not enough memory; choose a smaller --width, --depth, --context or --batch", err=True)
         sys.exit(2)

@@ -65,9 +65,9 @@ def train(ctx: click.Context, **options: Any) -> None:
     names = [name.strip() for name in options["compare"].split(",") if name.strip()]
     field = lab.contenders(names, steps=settings.steps, lr=settings.lr, warmup=settings.warmup)
     corpus = lab.standard_library() if options["text"] is None else lab.text_file(Path(options["text"]))
-    corpus.check(settings.context)
+    problem = lab.Text(settings, corpus)
 
-    model = settings.model(len(corpus.vocabulary))
+    model = problem.model()
     plan = ng.compile(model)
     console.print(str(corpus))
     console.print(f"{sum(p.numel() for p in model.parameters()):,} weights\n\n{plan}\n")
@@ -81,7 +81,7 @@ def train(ctx: click.Context, **options: Any) -> None:
     console.print(f"results go to {folder}")
     kept = {n: str(v.resolve()) if isinstance(v, Path) else v for n, v in sorted(options.items()) if n not in ONCE}
     try:
-        curves = _run(console, field, settings, corpus, device, folder, kept, resume=options["resume"])
+        curves = _run(console, field, problem, device, folder, kept, resume=options["resume"])
     except KeyboardInterrupt:
         raise lab.UserError(f"stopped; continue with normgeo train --resume --out {folder}") from None
     except Exception:
@@ -96,8 +96,7 @@ def train(ctx: click.Context, **options: Any) -> None:
 def _run(
     console: Console,
     field: list[lab.Contender],
-    settings: lab.Settings,
-    corpus: lab.Corpus,
+    problem: lab.Text,
     device: torch.device,
     out: Path,
     options: dict[str, Any],
@@ -107,7 +106,7 @@ def _run(
     """Train one contender after the other, saving as it goes; what a checkpoint holds is not done again."""
     path = out / CHECKPOINT
     saved: dict[str, Any] = lab.load_checkpoint(path, device) if resume else {"curves": [], "running": None}
-    if saved.get("sha256", corpus.sha256) != corpus.sha256:
+    if saved.get("sha256", problem.corpus.sha256) != problem.corpus.sha256:
         raise lab.UserError("--text: the text is not the one that the run began with; give that text or start anew")
     curves = [lab.Curve(**each) for each in saved["curves"]]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
@@ -115,15 +114,17 @@ def _run(
     def save(running: lab.Training | None) -> None:
         state = None if running is None else running.state()
         done = [asdict(curve) for curve in curves]
-        lab.save_checkpoint(path, {"options": options, "sha256": corpus.sha256, "curves": done, "running": state})
+        lab.save_checkpoint(
+            path, {"options": options, "sha256": problem.corpus.sha256, "curves": done, "running": state}
+        )
 
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         for contender in field[len(curves) :]:
-            training = lab.Training(contender, settings, corpus, device)
+            training = lab.Training(contender, problem, device)
             if saved["running"] is not None:
                 training.load_state(saved["running"])
                 saved["running"] = None
-            task = progress.add_task(contender.name, total=settings.steps, completed=training.step, note="")
+            task = progress.add_task(contender.name, total=problem.steps, completed=training.step, note="")
             last_save = time.monotonic()
             try:
                 while not training.done:
@@ -135,24 +136,24 @@ def _run(
             except KeyboardInterrupt:
                 # The interrupt may have come in the middle of a step; what was saved last is whole.
                 if not path.exists():
-                    save(lab.Training(contender, settings, corpus, device))
+                    save(lab.Training(contender, problem, device))
                 raise
             if not console.is_terminal:
                 console.print(f"{contender.name}: validation {training.curve.validation[-1]:.4f}")
             curves.append(training.curve)
             save(None)
-    _report(curves, settings, corpus, device, out, options)
+    _report(curves, problem, device, out, options)
     return curves
 
 
 def _report(
     curves: list[lab.Curve],
-    settings: lab.Settings,
-    corpus: lab.Corpus,
+    problem: lab.Text,
     device: torch.device,
     out: Path,
     options: dict[str, Any],
 ) -> None:
+    settings, corpus = problem.settings, problem.corpus
     facts = {
         "normgeo": ng.__version__,
         "torch": torch.__version__,
@@ -173,7 +174,7 @@ def _report(
 
 def _note(curve: lab.Curve) -> str:
     loss = f"loss {curve.train[-1]:.3f}" if curve.train else ""
-    return f"{loss}  {curve.tokens_per_second:,.0f} tokens/s"
+    return f"{loss}  {curve.examples_per_second:,.0f} tokens/s"
 
 
 def _settings(options: dict[str, Any]) -> lab.Settings:

@@ -1,25 +1,48 @@
 """What the commands and examples run: text, training, checkpoints, comparisons and reports."""
 
 from normgeo.lab.checkpoint import load_checkpoint, save_checkpoint, write_whole
-from normgeo.lab.contenders import Contender, contenders
+from normgeo.lab.contenders import Contender, adamw, contenders, muon, ours
 from normgeo.lab.corpus import Corpus, standard_library, text_file
-from normgeo.lab.errors import UserError
+from normgeo.lab.errors import Diverged, UserError
+from normgeo.lab.problems import Classes, Classify, Problem, Score, Settings, Text, evaluate, labelled_file
+from normgeo.lab.quality import Comparison, Parabola, Sources, Study, Transfer, studies
 from normgeo.lab.report import plot_losses, summary
-from normgeo.lab.training import Curve, Settings, Training, evaluate
+from normgeo.lab.training import Curve, Training
+from normgeo.lab.trials import Entry, Outcome, Trial, Trials
 
 __all__ = [
+    "Classes",
+    "Classify",
+    "Comparison",
     "Contender",
     "Corpus",
     "Curve",
+    "Diverged",
+    "Entry",
+    "Outcome",
+    "Parabola",
+    "Problem",
+    "Score",
     "Settings",
+    "Sources",
+    "Study",
+    "Text",
     "Training",
+    "Transfer",
+    "Trial",
+    "Trials",
     "UserError",
+    "adamw",
     "contenders",
     "evaluate",
+    "labelled_file",
     "load_checkpoint",
+    "muon",
+    "ours",
     "plot_losses",
     "save_checkpoint",
     "standard_library",
+    "studies",
     "summary",
     "text_file",
     "write_whole",

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 import normgeo as ng
+from normgeo.constraints import Constraint
 from normgeo.lab.errors import UserError
 
-__all__ = ["COMPARISONS", "Contender", "Many", "contenders"]
+__all__ = ["COMPARISONS", "Contender", "Many", "adamw", "contenders", "muon", "ours"]
 
 COMPARISONS = ("adamw", "muon", "grid", "none")
 GRID = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -62,49 +63,52 @@ class Contender:
 
 def contenders(compare: Iterable[str], *, steps: int, lr: float, warmup: int) -> list[Contender]:
     """Ours first, then those asked for. All go down linearly to 0 after their warm-up."""
-    out = [_ours(steps, lr, warmup)]
+    out = [ours(steps, lr, warmup)]
     for name in (each.lower() for each in compare):
         if name == "adamw":
-            out.append(_adamw(steps, 3e-3))
+            out.append(adamw(steps, 3e-3))
         elif name == "grid":
-            out += [_adamw(steps, each) for each in GRID]
+            out += [adamw(steps, each) for each in GRID]
         elif name == "muon":
-            out.append(_muon(steps))
+            out.append(muon(steps, 0.06, 1e-2))  # the best of six settings tried on the default GPT (docs/results.md)
         elif name != "none":
             raise UserError(f"--compare: unknown optimizer {name!r}; choose from {', '.join(COMPARISONS)}")
     return list({contender.name + contender.setting: contender for contender in out}.values())
 
 
-def _ours(steps: int, lr: float, warmup: int) -> Contender:
+def ours(steps: int, lr: float = 0.2, warmup: int = 20, constraint: Constraint | None = None) -> Contender:
+    """What the compiler derives."""
     schedule = ng.steps.Linear(total=steps, warmup=warmup)
     setting = f"lr {lr:g}, {warmup} warm-up steps, linear to 0"
-    return Contender("normgeo", setting, lambda model: Many(ng.optimizer(model, lr=lr, step=schedule)))
+    options: dict[str, Any] = {}
+    if constraint is not None:
+        options, setting = {"constraint": constraint}, f"{setting}, {constraint}"
+    return Contender("normgeo", setting, lambda model: Many(ng.optimizer(model, lr=lr, step=schedule, **options)))
 
 
-def _adamw(steps: int, lr: float) -> Contender:
-    schedule = ng.steps.Linear(total=steps, warmup=_usual_warmup(steps))
+def adamw(steps: int, lr: float, decay: float = 0.1) -> Contender:
+    """torch.optim.AdamW on every parameter."""
+    schedule = ng.steps.Linear(total=steps, warmup=min(100, steps // 5))
 
     def make(model: nn.Module) -> Many:
         return Many(
-            torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1), schedule=schedule
+            torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=decay), schedule=schedule
         )
 
-    return Contender("AdamW", f"lr {lr:g}, {schedule.warmup} warm-up steps, linear to 0, decay 0.1", make)
+    return Contender("AdamW", f"lr {lr:g}, {schedule.warmup} warm-up steps, linear to 0, decay {decay:g}", make)
 
 
-def _muon(steps: int) -> Contender:
-    """At the best of six settings tried on the default GPT (docs/results.md)."""
+def muon(steps: int, lr: float, lr_rest: float, decay: float = 0.1) -> Contender:
+    """torch.optim.Muon on hidden matrices, AdamW on embeddings, head and the rest."""
     schedule = ng.steps.Linear(total=steps, warmup=min(20, steps // 5))
 
     def make(model: nn.Module) -> Many:
         leaves = {leaf.parameter: leaf.role for leaf in ng.compile(model).leaves}
         hidden = [p for name, p in model.named_parameters() if leaves[name] == "linear"]
         rest = [p for name, p in model.named_parameters() if leaves[name] != "linear"]
-        muon = torch.optim.Muon(hidden, lr=0.06, weight_decay=0.1)
-        return Many(muon, torch.optim.AdamW(rest, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1), schedule=schedule)
+        muon = torch.optim.Muon(hidden, lr=lr, weight_decay=decay)
+        adamw = torch.optim.AdamW(rest, lr=lr_rest, betas=(0.9, 0.95), weight_decay=decay)
+        return Many(muon, adamw, schedule=schedule)
 
-    return Contender("Muon + AdamW", f"lr 0.06 and 0.01, {schedule.warmup} warm-up steps, linear to 0, decay 0.1", make)
-
-
-def _usual_warmup(steps: int) -> int:
-    return min(100, steps // 5)
+    setting = f"lr {lr:g} and {lr_rest:g}, {schedule.warmup} warm-up steps, linear to 0, decay {decay:g}"
+    return Contender("Muon + AdamW", setting, make)

@@ -20,7 +20,7 @@ def summary(curves: Sequence[Curve]) -> Table:
     for column in ("validation", "train", "tokens/s", "seconds"):
         table.add_column(column, justify="right")
     for c in curves:
-        numbers = (f"{c.validation[-1]:.4f}", f"{c.train[-1]:.4f}", f"{c.tokens_per_second:,.0f}", f"{c.seconds:.0f}")
+        numbers = (f"{c.validation[-1]:.4f}", f"{c.train[-1]:.4f}", f"{c.examples_per_second:,.0f}", f"{c.seconds:.0f}")
         table.add_row(c.name, c.setting, *numbers)
     return table
 

@@ -27,7 +27,7 @@ def ascent(
     >>> j, unit = torch.diag(torch.tensor([3.0, 1.0])), lambda x: x / x.norm()
     >>> rounds = ascent(j.mv, j.mv, unit, unit, unit(torch.ones(2)))
     >>> [round(float(next(rounds)[0]), 2) for _ in range(3)]
-    [2.24, 2.99, 3.0]
+    [2.24, 2.98, 3.0]
     """
     x = start
     while True:

@@ -4,6 +4,18 @@ from normgeo.optim.averages import BEMA, EMA, ScheduleFree
 from normgeo.optim.direction import Direction, Dualize
 from normgeo.optim.guard import NonFiniteError
 from normgeo.optim.iterate import Descent, Iterate
+from normgeo.optim.operate import Operate
 from normgeo.optim.optimizer import Optimizer
 
-__all__ = ["BEMA", "EMA", "Descent", "Direction", "Dualize", "Iterate", "NonFiniteError", "Optimizer", "ScheduleFree"]
+__all__ = [
+    "BEMA",
+    "EMA",
+    "Descent",
+    "Direction",
+    "Dualize",
+    "Iterate",
+    "NonFiniteError",
+    "Operate",
+    "Optimizer",
+    "ScheduleFree",
+]

@@ -1,5 +1,7 @@
 """The Direction: a smoothed gradient in, a direction of unit size out."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +26,10 @@ class Direction(ABC):
     """
 
     needs: Mapping[str, int] = {}
+
+    def bind(self, norm: Norm) -> Direction:
+        """This direction for leaves of that norm; those that measure what they give keep it."""
+        return self
 
     def init(self, W: Tensor) -> State:
         """State per leaf."""

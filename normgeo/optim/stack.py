@@ -52,7 +52,7 @@ class Stack:
         self.norm = self.leaves[0].norm
         self.rule, self.iterate, self.step = parts.rule, parts.iterate, parts.step
         self.constraint = parts.constraint.bind(self.norm)
-        self.direction = parts.direction or Dualize(self.norm)
+        self.direction = (parts.direction or Dualize(self.norm)).bind(self.norm)
         first = self.params[0]
         self.dtype = torch.float32 if first.dtype in (torch.bfloat16, torch.float16) else first.dtype
         self.device = first.device

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from normgeo.budgets import Budget, DataMetric
 from normgeo.geometry import Factor, GeometryError, Graph, Input, Leaf, Node, Use, bound, trace, unwrapped
 from normgeo.geometry.measure import undisturbed
 from normgeo.geometry.shares import Share, shares
 from normgeo.norms import Norm
-from normgeo.optim import Optimizer
+from normgeo.optim import Direction, Operate, Optimizer
 from normgeo.plan.names import named_parameters, some
 from normgeo.plan.patterns import overrides
 from normgeo.plan.plan import Plan
@@ -36,6 +37,7 @@ def compile(
     masses: Mapping[str, float] | None = None,
     norms: Mapping[str, Norm] | None = None,
     radii: Mapping[str, float] | None = None,
+    budgets: Mapping[str, Budget | DataMetric | Direction] | None = None,
     strict: bool = False,
 ) -> Plan:
     """The plan of any `torch.nn.Module`.
@@ -47,9 +49,10 @@ def compile(
 
     output: which of the tensors that the model gives counts, by name, position or function; by default the tensor itself,
     .logits, .last_hidden_state or the only floating tensor. sensitivity: "declared" by modules and roles, or "measured" at
-    the example inputs (`Plan.refresh`). masses, norms, radii: values by pattern of leaf or module
-    names; a mass is that of each leaf. strict=True makes an assumed factor an error. Nothing is JIT-compiled, and the
-    model is left as it was.
+    the example inputs (`Plan.refresh`). masses, norms, radii: values by pattern of leaf or module names; a mass is that
+    of each leaf. budgets: by pattern of parameter names, operators on gradients in place of the dual
+    of the leaf's norm, `optim.Operate(budget)`; give an Operate to say more. strict=True makes an assumed factor an error.
+    Nothing is JIT-compiled, and the model is left as it was.
 
     >>> import normgeo as ng
     >>> plan = ng.compile(ng.nn.MLP(784, 256, 10), masses={"4": 2.0})
@@ -72,9 +75,32 @@ def compile(
         plan = _compile(model, inputs=_inputs(inner, example_inputs), **options)
     else:
         plan = _recorded(model, example_inputs or (), example_kwargs, output=output, **options)
-    if sensitivity == "declared":
-        return plan
-    return plan.refresh(model, example_inputs or (), example_kwargs, output=output)
+    if sensitivity == "measured":
+        plan = plan.refresh(model, example_inputs or (), example_kwargs, output=output)
+    return _with_budgets(plan, budgets) if budgets else plan
+
+
+def _with_budgets(plan: Plan, budgets: Mapping[str, Budget | DataMetric | Direction]) -> Plan:
+    """The plan with directions of their own for the parameters that a pattern names, also when it is extended."""
+    given = {pattern: _direction(pattern, budget) for pattern, budget in budgets.items()}
+    directions = overrides("budgets", given, list(dict.fromkeys(leaf.parameter for leaf in plan.leaves)))
+    rebuild = plan.rebuild
+    again = None if rebuild is None else functools.partial(_again, rebuild, budgets)
+    return dataclasses.replace(plan, directions=directions, rebuild=again)
+
+
+def _again(
+    rebuild: Callable[[nn.Module], Plan], budgets: Mapping[str, Budget | DataMetric | Direction], model: nn.Module
+) -> Plan:
+    return _with_budgets(rebuild(model), budgets)
+
+
+def _direction(pattern: str, budget: Budget | DataMetric | Direction) -> Direction:
+    if isinstance(budget, Direction):
+        return budget
+    if not isinstance(budget, Budget | DataMetric):
+        raise TypeError(f"budgets: {pattern!r} takes a normgeo.Budget, got {budget!r}; norms go to norms={{...}}")
+    return Operate(budget)
 
 
 def _declares(model: nn.Module, example_inputs: Sequence[Any] | None) -> bool:

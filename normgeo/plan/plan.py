@@ -22,10 +22,10 @@ from normgeo.geometry import Input, Leaf, measure, unwrapped
 from normgeo.geometry.measure import CAP, FLOOR
 from normgeo.linalg import SVD, Polar, PolarExpress
 from normgeo.norms import with_polar
-from normgeo.optim import Optimizer
+from normgeo.optim import Direction, Optimizer
 from normgeo.plan.names import aliases, named_parameters, some
 from normgeo.plan.patterns import overrides
-from normgeo.plan.serialise import leaf_from_plain, leaf_to_plain
+from normgeo.plan.serialise import from_plain, leaf_from_plain, leaf_to_plain, to_plain
 from normgeo.plan.table import table
 from normgeo.plan.verdict import Verdict
 
@@ -65,6 +65,8 @@ class Plan:
     """operations without a rule, and how often they ran"""
     unused: tuple[str, ...] = field(default=(), compare=False, repr=False)
     """frozen parameters that the output does not depend on; they have no leaf"""
+    directions: Mapping[str, Direction] = field(default_factory=dict, repr=False)
+    """parameter name -> the direction that a budget gives it, in place of the dual of its norm"""
     inputs: tuple[Input, ...] = ()
     """what is assumed of each input"""
     axis: int = -1
@@ -190,10 +192,13 @@ class Plan:
         found = self.find(model)
         wanted = list(found) if only is None else list(overrides("only", dict.fromkeys(only, True), list(found)))
         own = overrides("groups", options, wanted)
-        groups: dict[int, dict[str, Any]] = {}
+        groups: dict[tuple[int, int], dict[str, Any]] = {}
         for name in wanted:
-            key = id(own[name]) if name in own else 0
-            group = groups.setdefault(key, {"params": [], "leaves": [], **own.get(name, {})})
+            one: dict[str, Any] = dict(own.get(name, {}))
+            if name in self.directions:
+                one.setdefault("direction", self.directions[name])
+            key = (id(own[name]) if name in own else 0, id(self.directions.get(name)))
+            group = groups.setdefault(key, {"params": [], "leaves": [], **one})
             group["params"].append(found[name])
             group["leaves"].append([leaf for leaf in self.leaves if leaf.parameter == name])
         return sorted(groups.values(), key=lambda group: len(group) > 2)
@@ -237,7 +242,7 @@ class Plan:
         return self.rebuild(model)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Plan, (self.leaves, {}, None, {}, (), self.inputs, self.axis)
+        return _restored, (self.leaves, self.directions, self.inputs, self.axis)
 
     def refresh(
         self,
@@ -341,6 +346,9 @@ class Plan:
             lines.append(f"assumed, because no rule says what they do: {each}")
         if self.unused:
             lines.append(f"frozen and not used: {some(self.unused)}")
+        for direction in dict.fromkeys(map(str, self.directions.values())):
+            names = [name for name, one in self.directions.items() if str(one) == direction]
+            lines.append(f"{some(names)}: {direction}")
         if measured := sum(leaf.source.startswith("measured") for leaf in self.leaves):
             limits = f"radii from floor {FLOOR:g} to cap {CAP:g}"
             lines.append(f"{measured} leaves measured: x·μ is a lower estimate, the largest found; {limits}")
@@ -348,9 +356,14 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON; `from_json` gives it back."""
-        leaves = [leaf_to_plain(leaf) for leaf in self.leaves]
-        inputs = [dataclasses.asdict(x) for x in self.inputs]
-        return json.dumps({"normgeo plan": FORMAT, "leaves": leaves, "inputs": inputs, "axis": self.axis}, indent=1)
+        data = {
+            "normgeo plan": FORMAT,
+            "leaves": [leaf_to_plain(leaf) for leaf in self.leaves],
+            "inputs": [dataclasses.asdict(x) for x in self.inputs],
+            "axis": self.axis,
+            "directions": {name: to_plain(direction) for name, direction in self.directions.items()},
+        }
+        return json.dumps(data, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -359,9 +372,10 @@ class Plan:
             data = json.loads(text)
             if data["normgeo plan"] != FORMAT:
                 raise ValueError(f"it has format {data['normgeo plan']}, this version reads {FORMAT}")
+            directions = {name: from_plain(value) for name, value in data.get("directions", {}).items()}
             inputs = tuple(Input(**x) for x in data.get("inputs", ()))
             leaves = tuple(leaf_from_plain(leaf) for leaf in data["leaves"])
-            return cls(leaves, inputs=inputs, axis=data.get("axis", -1))
+            return _restored(leaves, directions, inputs, data.get("axis", -1))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"this is not a plan that this version of normgeo can read: {error}") from error
 
@@ -392,3 +406,9 @@ def _how(leaf: Leaf) -> str:
 
 def _refreshed(rebuild: Callable[[nn.Module], Plan], model: nn.Module, **options: Any) -> Plan:
     return rebuild(model).refresh(model, **options)
+
+
+def _restored(
+    leaves: tuple[Leaf, ...], directions: Mapping[str, Direction], inputs: tuple[Input, ...], axis: int
+) -> Plan:
+    return Plan(leaves, directions=directions, inputs=inputs, axis=axis)

@@ -8,53 +8,66 @@ from typing import Any
 
 import torch
 
+from normgeo.budgets import Budget, DataMetric, Moment
 from normgeo.geometry import Leaf, View
 from normgeo.linalg import Polar
 from normgeo.norms import Norm
+from normgeo.optim import Direction
 
-__all__ = ["leaf_from_plain", "leaf_to_plain"]
+__all__ = ["from_plain", "leaf_from_plain", "leaf_to_plain", "to_plain"]
+
+KINDS = (Norm, Polar, View, Budget, DataMetric, Moment, Direction)
 
 
 def leaf_to_plain(leaf: Leaf) -> dict[str, Any]:
-    return {field.name: _to_plain(getattr(leaf, field.name)) for field in dataclasses.fields(leaf)}
+    return {field.name: to_plain(getattr(leaf, field.name)) for field in dataclasses.fields(leaf)}
 
 
 def leaf_from_plain(data: dict[str, Any]) -> Leaf:
-    values = {key: _from_plain(value) for key, value in data.items()}
+    values = {key: from_plain(value) for key, value in data.items()}
     return Leaf(**{**values, "shape": tuple(values["shape"])})
 
 
-def _to_plain(value: Any) -> Any:
-    if isinstance(value, Norm | Polar | View) and dataclasses.is_dataclass(value):
-        fields = {f.name: _to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+def to_plain(value: Any) -> Any:
+    if isinstance(value, KINDS) and dataclasses.is_dataclass(value):
+        fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
         return {"type": _name(type(value)), **fields}
     if isinstance(value, torch.dtype):
         return {"type": "dtype", "name": str(value).removeprefix("torch.")}
     if isinstance(value, tuple):
-        return [_to_plain(item) for item in value]
+        return [to_plain(item) for item in value]
     if isinstance(value, str | int | float | None):
         return value
-    raise TypeError(f"a plan cannot be saved with {value!r} in it; norms must be dataclasses of plain values and norms")
+    raise TypeError(
+        f"a plan cannot be saved with {value!r} in it; norms must be dataclasses of plain values, and so must budgets"
+    )
 
 
-def _from_plain(value: Any) -> Any:
+def from_plain(value: Any) -> Any:
     if isinstance(value, list):
-        return tuple(_from_plain(item) for item in value)
+        return tuple(from_plain(item) for item in value)
     if not isinstance(value, dict):
         return value
     kind = value["type"]
     if kind == "dtype":
         return getattr(torch, value["name"])
-    classes: list[type] = [View, *_subclasses(Norm), *_subclasses(Polar)]
+    classes: list[type] = [
+        View,
+        DataMetric,
+        *(each for base in (Norm, Polar, Budget, Moment, Direction) for each in _subclasses(base)),
+    ]
     known = {_name(each): each for each in classes}
     if kind not in known:
         raise ValueError(f"the plan uses {kind}, which is not defined here; import the module that defines it first")
-    return known[kind](**{key: _from_plain(item) for key, item in value.items() if key != "type"})
+    return known[kind](**{key: from_plain(item) for key, item in value.items() if key != "type"})
 
 
 def _name(cls: type) -> str:
-    """Ours by their names, others with their modules, so that none can stand in for another."""
-    return cls.__name__ if cls.__module__.startswith("normgeo.") else f"{cls.__module__}.{cls.__qualname__}"
+    """Ours by their names and, where another room has that name too, their rooms; others with their modules."""
+    package, room = (*cls.__module__.split("."), "")[:2]
+    if package != "normgeo":
+        return f"{cls.__module__}.{cls.__qualname__}"
+    return cls.__name__ if room in ("norms", "linalg", "geometry") else f"{room}.{cls.__name__}"
 
 
 def _subclasses(base: type) -> Iterator[type]:

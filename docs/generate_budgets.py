@@ -1,0 +1,108 @@
+"""Writes docs/budgets.md: `python docs/generate_budgets.py`. Its table is the registry of optimizers as budgets."""
+
+from pathlib import Path
+
+from normgeo.budgets import registry
+
+TARGET = Path(__file__).with_name("budgets.md")
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    # A bar inside a cell would end it.
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *cells])
+
+
+def page() -> str:
+    rows = registry()
+    what = [[r.name, r.moment, r.budget, r.restriction, ", ".join(r.errata)] for r in rows]
+    how = [[r.name, r.closed_form, r.hyperparameters, r.meaning] for r in rows]
+    return TEXT.format(
+        what=table(["optimizer", "moment", "budget", "restricted to", "corrects"], what),
+        how=table(["optimizer", "closed form", "hyper-parameters", "in one line"], how),
+    )
+
+
+TEXT = """# Budgets
+
+Made by `python docs/generate_budgets.py`.
+
+An optimizer turns a gradient into a change of the weights, θ̇ = Q g. A **budget** is a convex set of operators Q ≽ 0 that
+are allowed, a **moment** M = E[g gᵀ] says what gradients are like, and ⟨Q, M⟩ is the rate at which the loss falls. The best
+optimizer of a budget is the one that learns fastest from the moment: `budget.maximizer(M)`, with power `budget.support(M)`.
+
+```python
+import torch, normgeo as ng
+
+b = ng.budgets.Spectral(trace=1.0, cap=0.4)
+g = torch.randn(100, 8)
+q = b.maximizer(g.T @ g / 100)  # water-filling: 0.4 for the two largest directions, 0.2 for the third
+```
+
+| budget | set | best operator |
+|---|---|---|
+| `Frobenius(B)` | ‖Q‖²_F ≤ B | in proportion to M₊ |
+| `Spectral(trace, cap)` | tr Q ≤ τ, Q ≼ λI | λ on the largest eigenvalues until τ is used up |
+| `Diagonal(costs, B)` | Σ cⱼqⱼ² ≤ B, diagonal | Mⱼⱼ/cⱼ |
+| `Ellipsoid(W, B)` | tr(QWQ) ≤ B | WQ + QW = c·M |
+| `DataMetric(power, B)` | the ellipsoid of W = Mᵖ | M^(1-p): 3/2 RMSProp, Shampoo; 2 natural gradient |
+| `LayerWise(sizes, dims, B)` | one scalar per layer, Σ ‖θ_ℓ‖²‖Q_ℓ‖² ≤ B | S_ℓ/(d_ℓ‖θ_ℓ‖²) |
+| `Step(norm, radius)` | ‖θ̇‖ ≤ τ | τ·dualize(g); as a price: `Penalty` |
+| `c * b`, `a & b`, `a + b` | scaled, intersection, sum | |
+| `Product(b)`, `Blocks(b)`, `OnDiagonal(b)` | leaf by leaf, blocks that share, diagonals | |
+
+M may be indefinite (cross moments with validation gradients are): what is negative gets nothing, because Q ≽ 0.
+
+## Moments
+
+| | kept | eigendecompositions |
+|---|---|---|
+| `FullMoment` | d² | d × d |
+| `BlockMoment` | d_row² per row | rows of them |
+| `KroneckerMoment` | a² + b² for a leaf (a, b) | a × a and b × b |
+| `SketchMoment(rank)` | rank·d | rank × rank |
+| `DiagonalMoment` | d | none |
+
+`moment.estimate(G)` is the mean over a batch, `moment.observe(G, state)` an unbiased exponential average; with a second
+argument both are cross moments. The best operator of an invariant budget (Frobenius, Spectral) is diagonal in the moment's
+basis, so with any of these moments it is the best of ALL operators for that moment, and no full matrix is formed.
+
+## In training
+
+```python
+model = ng.nn.MLP(16, 32, 4)
+plan = ng.compile(model, budgets={{"2": ng.budgets.Spectral(trace=4.0, cap=1.0)}})
+opt = plan.optimizer(model, lr=0.1)
+```
+
+`ng.optim.Operate(budget, moment, every=10)` says more: which moment, and how many steps a decomposition lasts. By default
+the direction is brought to norm 1 in the leaf's norm, so lr means what it always means and only the shape of the budget
+matters; `size="budget"` leaves it as it is.
+
+## One's own
+
+Give one of `maximizer`, `gauge`, `project`, `constraints`; the others are found numerically to a relative 1e-6, and a
+`NumericalWarning` says once what that takes. `ng.testing.check_budget(MyBudget())` names the law that fails.
+
+| given | gauge | maximizer |
+|---|---|---|
+| constraints | bisection | barrier method with Newton steps |
+| projection | bisection | the projection of α·M for a large α |
+| gauge | | BFGS over Q = LLᵀ |
+| maximizer | BFGS on the polar | |
+
+`examples/own_budget.py` is a worked example.
+
+## Known optimizers as budgets
+
+Each is the saturated point of its budget in a family of operators (`restricted to`), not always the budget's best operator:
+Adam's 1/√v, for one, is a ray in a set whose best point grows with √v. The last column names printed mistakes that the row
+corrects ([errata](errata.md)).
+
+{what}
+
+{how}
+"""
+
+if __name__ == "__main__":
+    TARGET.write_text(page(), encoding="utf-8")

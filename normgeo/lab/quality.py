@@ -1,0 +1,236 @@
+"""Studies of training quality: optimizers side by side, and whether one learning rate serves all sizes."""
+
+from __future__ import annotations
+
+import math
+import platform
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+
+from normgeo.constraints import Decay
+from normgeo.lab.corpus import standard_library, text_file
+from normgeo.lab.errors import UserError
+from normgeo.lab.problems import Classify, Problem, Settings, Text, labelled_file
+from normgeo.lab.trials import Entry, Outcome, Trial, Trials
+
+__all__ = ["Comparison", "Parabola", "Sources", "Study", "Transfer", "studies"]
+
+Row = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the data are; makes a problem from its name and a seed: "gpt width 128 depth 3 steps 500"."""
+
+    text: Path | None = None
+    classes: Path | None = None
+
+    def of(self, name: str) -> str:
+        """Which data the problem is made of, so that runs on other data are not taken for these."""
+        path = self.text if name.startswith("gpt") else self.classes
+        if path is None and not name.startswith("gpt"):
+            raise UserError("--classes: an MLP needs labelled vectors; give an .npz file, or leave the study out")
+        if path is None:
+            return f"Python {platform.python_version()}"
+        try:
+            return f"{path.name}, {path.stat().st_size} bytes"
+        except OSError as error:
+            option = "--text" if name.startswith("gpt") else "--classes"
+            raise UserError(f"{option}: cannot read {path}: {error.strerror}; give the path of a file") from error
+
+    def __call__(self, name: str, seed: int) -> Problem:
+        kind, *rest = name.split()
+        sizes = dict(zip(rest[::2], map(int, rest[1::2]), strict=True))
+        if kind == "gpt":
+            corpus = standard_library() if self.text is None else text_file(self.text)
+            return Text(Settings(**sizes, seed=seed), corpus)
+        assert self.classes is not None, "`of` asks for it"
+        return Classify(labelled_file(self.classes), **sizes, seed=seed)
+
+
+class Study(ABC):
+    """Runs to make, in rounds, since later ones may depend on what came out, and what to say about them."""
+
+    title: str
+    columns: Row
+    problems: Sequence[str]
+
+    @abstractmethod
+    def rounds(self, trials: Trials, seeds: int) -> Iterator[Sequence[Trial]]:
+        """Each round is done before the next is asked for."""
+
+    @abstractmethod
+    def rows(self, trials: Trials, seeds: int) -> list[Row]:
+        """The table, once all rounds are done."""
+
+
+@dataclass(frozen=True)
+class Comparison(Study):
+    """Each optimizer at the best of its settings on seed 0 by `metric`, then on every seed."""
+
+    title: str
+    problems: Sequence[str]
+    field: Mapping[str, Sequence[Entry]]
+    metric: str
+    columns: Row = ("optimizer", "setting", "train loss", "validation loss", "accuracy, %")
+
+    @property
+    def problem(self) -> str:
+        (problem,) = self.problems
+        return problem
+
+    def best(self, trials: Trials, name: str) -> Entry:
+        return min(self.field[name], key=lambda entry: _cost(trials[Trial(self.problem, entry, 0)], self.metric))
+
+    def rounds(self, trials: Trials, seeds: int) -> Iterator[Sequence[Trial]]:
+        yield [Trial(self.problem, entry, 0) for grid in self.field.values() for entry in grid]
+        best = [self.best(trials, name) for name in self.field]
+        yield [Trial(self.problem, entry, seed) for entry in best for seed in range(1, seeds)]
+
+    def rows(self, trials: Trials, seeds: int) -> list[Row]:
+        out: list[Row] = []
+        for name, grid in self.field.items():
+            entry = self.best(trials, name)
+            got = [trials[Trial(self.problem, entry, seed)] for seed in range(seeds)]
+            accuracies = [100 * each.accuracy for each in got if each.accuracy is not None]
+            tuned = f" (best of {len(grid)})" if len(grid) > 1 else ""
+            setting = entry.contender(trials.make(self.problem, 0).steps).setting + tuned
+            numbers = (_spread([o.train for o in got]), _spread([o.validation for o in got]), _spread(accuracies, 1))
+            out.append((name, setting, *numbers))
+        return out
+
+
+@dataclass(frozen=True)
+class Transfer(Study):
+    """The best learning rate of the first problem, used on all: what it costs, and how far the optima wander.
+
+    Optima are vertices of parabolas in log lr through the best point of a grid and its neighbours, over the mean
+    validation loss of all seeds.
+    """
+
+    title: str
+    problems: Sequence[str]
+    field: Mapping[str, Sequence[Entry]]
+    columns: Row = ("optimizer", "problem", "losses by lr", "best lr", "best loss", "cost of the first's lr, %")
+
+    def rounds(self, trials: Trials, seeds: int) -> Iterator[Sequence[Trial]]:
+        for seed in range(seeds):
+            yield [Trial(p, entry, seed) for p in self.problems for grid in self.field.values() for entry in grid]
+
+    def losses(self, trials: Trials, name: str, problem: str, seeds: int) -> list[float]:
+        each = ([trials[Trial(problem, entry, s)].validation for s in range(seeds)] for entry in self.field[name])
+        return [mean(losses) for losses in each]
+
+    def rows(self, trials: Trials, seeds: int) -> list[Row]:
+        out: list[Row] = []
+        for name, grid in self.field.items():
+            lrs = [entry.lr for entry in grid]
+            curves = {p: self.losses(trials, name, p, seeds) for p in self.problems}
+            fits = {p: Parabola.through(lrs, losses) for p, losses in curves.items()}
+            first = fits[self.problems[0]].lr
+            for problem, losses in curves.items():
+                fit = fits[problem]
+                shown = "  ".join(f"{lr:g}: {loss:.3f}" for lr, loss in zip(lrs, losses, strict=True))
+                cost = 100 * (Parabola.near(first, lrs, losses).at(first) / fit.loss - 1)
+                out.append((name, problem, shown, fit.shown(), f"{fit.loss:.4f}", f"{cost:.2f}"))
+            optima = [fit.lr for fit in fits.values()]
+            edge = " at least" if any(fit.edge for fit in fits.values()) else ""
+            out.append((name, "all", "", f"span{edge} ×{max(optima) / min(optima):.2f}", "", ""))
+        return out
+
+
+@dataclass(frozen=True)
+class Parabola:
+    """loss(lr) = loss + curvature·(log lr - log lr*)², by three points.
+
+    >>> fit = Parabola.through([0.1, 0.2, 0.4], [1.0, 0.5, 1.0])
+    >>> round(fit.lr, 3), round(fit.loss, 3), fit.edge
+    (0.2, 0.5, False)
+    """
+
+    lr: float
+    loss: float
+    curvature: float
+    edge: bool = False
+    """the best point is at an end of the grid, and the optimum may lie beyond"""
+
+    @classmethod
+    def through(cls, lrs: Sequence[float], losses: Sequence[float]) -> Parabola:
+        """Around the best point; at an end of the grid it is that point."""
+        i = int(np.argmin(losses))
+        if i in (0, len(lrs) - 1) or not all(map(math.isfinite, losses[i - 1 : i + 2])):
+            return cls(lrs[i], losses[i], 0.0, edge=i in (0, len(lrs) - 1))
+        return cls._fit(lrs[i - 1 : i + 2], losses[i - 1 : i + 2])
+
+    @classmethod
+    def near(cls, lr: float, lrs: Sequence[float], losses: Sequence[float]) -> Parabola:
+        """Through the grid point closest to lr and its neighbours."""
+        i = int(np.argmin(np.abs(np.log(lrs) - math.log(lr))))
+        i = min(max(i, 1), len(lrs) - 2)
+        return cls._fit(lrs[i - 1 : i + 2], losses[i - 1 : i + 2])
+
+    @classmethod
+    def _fit(cls, lrs: Sequence[float], losses: Sequence[float]) -> Parabola:
+        a, b, c = np.polyfit(np.log(lrs), losses, 2)
+        return cls(float(np.exp(-b / (2 * a))), float(c - b * b / (4 * a)), float(a))
+
+    def at(self, lr: float) -> float:
+        return self.loss + self.curvature * math.log(lr / self.lr) ** 2
+
+    def shown(self) -> str:
+        return f"{self.lr:.3g}" + (" (end of the grid)" if self.edge else "")
+
+
+def studies() -> dict[str, Study]:
+    """The studies of `normgeo bench quality`."""
+    ours = {
+        "normgeo": [Entry.of("ours", lr=0.2)],
+        "normgeo, decay": [Entry.of("ours", lr=0.2, constraint=Decay(0.045))],
+    }
+    text_field = {
+        **ours,
+        "AdamW": [Entry.of("adamw", lr=lr) for lr in (3e-3, 1e-2, 3e-2)],
+        "Muon + AdamW": [
+            Entry.of("muon", lr=lr, lr_rest=rest)
+            for lr, rest in ((0.03, 1e-2), (0.06, 3e-3), (0.06, 1e-2), (0.12, 1e-2))
+        ],
+    }
+    classes_field = {
+        **ours,
+        "AdamW": [Entry.of("adamw", lr=lr) for lr in (3e-4, 1e-3, 3e-3, 1e-2)],
+        "Muon + AdamW, decay 0.1": [Entry.of("muon", lr=lr, lr_rest=1e-3) for lr in (0.03, 0.1, 0.3)],
+        "Muon + AdamW, decay 0": [Entry.of("muon", lr=lr, lr_rest=1e-3, decay=0.0) for lr in (0.01, 0.03, 0.1)],
+    }
+    sweep = {
+        "normgeo": [Entry.of("ours", lr=lr) for lr in (0.1, 0.2, 0.4, 0.8)],
+        "AdamW": [Entry.of("adamw", lr=lr) for lr in (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)],
+        "Muon + AdamW": [Entry.of("muon", lr=lr, lr_rest=1e-2) for lr in (0.02, 0.04, 0.08, 0.16)],
+    }
+    gpt, mlp = ["gpt width 128 depth 3 steps 500"], ["mlp width 256 steps 1950"]
+    widths = [f"mlp width {width} steps 195" for width in (64, 256, 1024)]
+    depths = [f"gpt width 64 depth {depth} batch 16 steps 150" for depth in (2, 4, 8, 16)]
+    return {
+        "gpt": Comparison("GPT of width 128, depth 3, 500 steps", gpt, text_field, "validation"),
+        "mlp": Comparison("MLP of width 256, 1950 steps, tuned for accuracy", mlp, classes_field, "accuracy"),
+        "fit": Comparison("MLP of width 256, 1950 steps, tuned for training loss", mlp, classes_field, "train"),
+        "width": Transfer("one learning rate for MLPs of all widths, 195 steps", widths, sweep),
+        "depth": Transfer("one learning rate for GPTs of all depths, width 64, 150 steps", depths, sweep),
+    }
+
+
+def _cost(outcome: Outcome, metric: str) -> float:
+    value = getattr(outcome, metric)
+    return -value if metric == "accuracy" else value
+
+
+def _spread(values: Sequence[float], digits: int = 3) -> str:
+    if not values:
+        return ""
+    if len(values) == 1 or not all(map(math.isfinite, values)):
+        return f"{mean(values):.{digits}f}"
+    return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"

@@ -1,0 +1,152 @@
+"""Trials: the runs of a study, in several processes, kept line by line in a file that a stopped study goes on from."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from normgeo.lab.checkpoint import write_whole
+from normgeo.lab.contenders import Contender, adamw, muon, ours
+from normgeo.lab.errors import Diverged, UserError
+from normgeo.lab.problems import Problem
+from normgeo.lab.training import Training
+
+__all__ = ["Entry", "Outcome", "Trial", "Trials"]
+
+MAKERS: dict[str, Callable[..., Contender]] = {"ours": ours, "adamw": adamw, "muon": muon}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An optimizer as plain data: which, and the options of its maker in `contenders`.
+
+    >>> Entry.of("adamw", lr=1e-3).lr
+    0.001
+    """
+
+    maker: str
+    options: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(cls, maker: str, **options: Any) -> Entry:
+        return cls(maker, tuple(sorted(options.items())))
+
+    @property
+    def lr(self) -> float:
+        return float(dict(self.options)["lr"])
+
+    def contender(self, steps: int) -> Contender:
+        return MAKERS[self.maker](steps, **dict(self.options))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: a problem, by the name that makes it, an optimizer and a seed."""
+
+    problem: str
+    entry: Entry
+    seed: int
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.entry.options)
+        return f"{self.problem} | {self.entry.maker}({options}) | seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to; losses are infinite if it diverged."""
+
+    train: float
+    """mean over the last tenth of the run"""
+    validation: float
+    accuracy: float | None
+    seconds: float
+
+
+class Source(Protocol):
+    """Where problems come from; it is sent to other processes."""
+
+    def of(self, name: str) -> str:
+        """Which data a problem is made of."""
+
+    def __call__(self, name: str, seed: int) -> Problem: ...
+
+
+class Trials:
+    """Outcomes by trial, kept in a file of JSON lines."""
+
+    def __init__(self, path: Path, make: Source, jobs: int = 1) -> None:
+        self.path, self.make, self.jobs = path, make, jobs
+        self.done: dict[str, Outcome] = {}
+        lines = path.read_text().splitlines() if path.exists() else []
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+                key = record.pop("key")
+                self.done[key] = Outcome(**record)
+            except (ValueError, TypeError, KeyError):
+                if number == len(lines):  # torn when the study was killed: its run is repeated
+                    write_whole(path, "".join(each + "\n" for each in lines[:-1]).encode())
+                else:
+                    raise UserError(f"--out: line {number} of {path} is not a trial; choose another folder") from None
+
+    def key(self, trial: Trial) -> str:
+        return f"{self.make.of(trial.problem)} | {trial}"
+
+    def __getitem__(self, trial: Trial) -> Outcome:
+        return self.done[self.key(trial)]
+
+    def __contains__(self, trial: Trial) -> bool:
+        return self.key(trial) in self.done
+
+    def run(self, trials: Iterable[Trial]) -> Iterator[Trial]:
+        """Run those that are not done yet; each is given back when it is. Several jobs take a thread each."""
+        todo = list(dict.fromkeys(trial for trial in trials if trial not in self))
+        if self.jobs == 1:
+            for trial in todo:
+                self._keep(trial, _run(self.make, trial))
+                yield trial
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self.jobs, mp_context=context, initializer=_one_thread) as pool:
+            futures = {pool.submit(_run, self.make, trial): trial for trial in todo}
+            try:
+                for future in as_completed(futures):
+                    self._keep(futures[future], future.result())
+                    yield futures[future]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _keep(self, trial: Trial, outcome: Outcome) -> None:
+        self.done[self.key(trial)] = outcome
+        with self.path.open("a") as file:
+            file.write(json.dumps({"key": self.key(trial), **asdict(outcome)}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _run(make: Source, trial: Trial) -> Outcome:
+    problem = make(trial.problem, trial.seed)
+    training = Training(trial.entry.contender(problem.steps), problem, torch.device("cpu"))
+    try:
+        while not training.done:
+            training.advance()
+    except Diverged:
+        return Outcome(math.inf, math.inf, None, training.curve.seconds)
+    curve = training.curve
+    accuracy = curve.accuracy[-1] if curve.accuracy else None
+    return Outcome(curve.final_train(), curve.validation[-1], accuracy, curve.seconds)
