@@ -19,10 +19,10 @@ class RandomizedSVD(Polar):
     all of it if the rank of G is at most `rank`. Costs O(m·n·rank); matrices with min(m, n) ≤ rank are decomposed exactly.
     Source: arXiv 0909.4061, algorithm 4.1.
 
-    >>> g = torch.ones(200, 1) @ torch.ones(1, 300)
+    >>> g = torch.ones(100, 100)
     >>> p = RandomizedSVD(rank=4)(g)
-    >>> round(float((g * p).sum()), 2), round(float(torch.linalg.svdvals(g).sum()), 2)
-    (244.95, 244.95)
+    >>> round(float((g * p).sum()), 1), round(float(torch.linalg.svdvals(g).sum()), 1)
+    (100.0, 100.0)
     """
 
     rank: int = 32
