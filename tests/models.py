@@ -1,5 +1,7 @@
 """Models as strangers write them, in plain torch: each with an input that compiles it."""
 
+import itertools
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -69,8 +71,176 @@ def gpt2():
     return GPT2LMHeadModel(config), (ids(),), {}
 
 
-PLAIN = [mlp, raw, gpt]
-TRANSFORMERS = [gpt2]
+def llama():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(**SMALL, num_key_value_heads=2)), (ids(),), {}
+
+
+def qwen3():
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return Qwen3ForCausalLM(Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=8)), (ids(),), {}
+
+
+def mixtral():
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    return MixtralForCausalLM(MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=4)), (ids(),), {}
+
+
+def mixtral_eager():
+    model, args, kwargs = mixtral()
+    model.set_experts_implementation("eager")
+    return model, args, kwargs
+
+
+def bert():
+    from transformers import BertConfig, BertForMaskedLM
+
+    return BertForMaskedLM(BertConfig(**SMALL)), (ids(),), {"attention_mask": torch.ones(2, 12, dtype=torch.long)}
+
+
+def t5():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    model = T5ForConditionalGeneration(T5Config(vocab_size=65, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4))
+    return model, (), {"input_ids": ids(), "decoder_input_ids": ids()[:, :7]}
+
+
+def vit():
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(**{**SMALL, "vocab_size": None}, image_size=16, patch_size=4, num_labels=10)
+    return ViTForImageClassification(config), (rows(2, 3, 16, 16),), {}
+
+
+def mamba():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(vocab_size=65, hidden_size=32, state_size=4, num_hidden_layers=2, time_step_rank=3)
+    return MambaForCausalLM(config), (ids(length=6),), {}
+
+
+def whisper():
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    layers = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 2), ("ffn_dim", 64))}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    config = WhisperConfig(
+        vocab_size=65, d_model=32, num_mel_bins=8, max_source_positions=16, max_target_positions=32, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, begin_suppress_tokens=None, **layers, **heads
+    )  # fmt: skip
+    return WhisperForConditionalGeneration(config), (rows(2, 8, 32),), {"decoder_input_ids": ids()}
+
+
+SMALL = {
+    "vocab_size": 65,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
+
+def mha():
+    model = nn.MultiheadAttention(8, 2, batch_first=True)
+    x = rows(2, 5, 8)
+    return Only(model, 0), (x, x, x), {}
+
+
+def cross():
+    """Queries from one sequence, keys and values from another: the fused weight is used in two slices."""
+    model = nn.MultiheadAttention(8, 2, batch_first=True)
+    x, y = rows(2, 5, 8), rows(2, 7, 8)
+    return Only(model, 0), (x, y, y), {"need_weights": False}
+
+
+def transformer():
+    return nn.Transformer(8, 2, 1, 1, 16, batch_first=True), (rows(2, 5, 8), rows(2, 4, 8)), {}
+
+
+def lstm():
+    return nn.Sequential(Only(nn.LSTM(8, 6, 2, batch_first=True), 0), nn.Linear(6, 3)), (rows(2, 5, 8),), {}
+
+
+def gru():
+    return (
+        nn.Sequential(Only(nn.GRU(8, 6, batch_first=True, bidirectional=True), 0), nn.Linear(12, 3)),
+        (rows(2, 5, 8),),
+        {},
+    )
+
+
+class Only(nn.Module):
+    """One of several outputs."""
+
+    def __init__(self, inside, which):
+        super().__init__()
+        self.inside, self.which = inside, which
+
+    def forward(self, *args, **kwargs):
+        return self.inside(*args, **kwargs)[self.which]
+
+
+class Basic(nn.Module):
+    def __init__(self, inside, out, stride):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inside, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
+        self.conv2, self.bn2 = nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out)
+        shortcut = nn.Sequential(nn.Conv2d(inside, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        self.down = shortcut if stride > 1 else nn.Identity()
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
+        return functional.relu(y + self.down(x))
+
+
+class ResNet18(nn.Module):
+    def __init__(self, width=4, channels=1, classes=10):
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        widths = [width << k for k in (0, 0, 1, 2, 3)]
+        pairs = [(Basic(a, b, 1 + (a < b)), Basic(b, b, 1)) for a, b in itertools.pairwise(widths)]
+        self.layers, self.fc = (
+            nn.Sequential(*(block for pair in pairs for block in pair)),
+            nn.Linear(widths[-1], classes),
+        )
+
+    def forward(self, x):
+        x = functional.max_pool2d(functional.relu(self.bn(self.stem(x))), 3, 2, 1)
+        return self.fc(functional.adaptive_avg_pool2d(self.layers(x), 1).flatten(1))
+
+
+def resnet18():
+    return ResNet18(), (rows(4, 1, 28, 28),), {}
+
+
+class LoRA(nn.Module):
+    """As PEFT wraps a layer."""
+
+    def __init__(self, base, rank=2):
+        super().__init__()
+        self.base_layer = base.requires_grad_(False)
+        self.lora_A, self.lora_B = (
+            nn.Linear(base.in_features, rank, bias=False),
+            nn.Linear(rank, base.out_features, bias=False),
+        )
+        self.lora_dropout = nn.Dropout(0.1)
+        nn.init.zeros_(self.lora_B.weight)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B(self.lora_A(self.lora_dropout(x))) * 2.0
+
+
+def lora():
+    return nn.Sequential(LoRA(nn.Linear(8, 16)), nn.ReLU(), LoRA(nn.Linear(16, 4))), (rows(4, 8),), {}
+
+
+PLAIN = [mlp, raw, gpt, mha, cross, transformer, lstm, gru, resnet18, lora]
+TRANSFORMERS = [gpt2, llama, qwen3, mixtral, mixtral_eager, bert, t5, vit, mamba, whisper]
 
 
 def rows(*shape):

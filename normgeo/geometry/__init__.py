@@ -1,5 +1,7 @@
-"""Mass, sensitivity and the graph: how a change of each weight reaches the output of the network."""
+"""Mass, sensitivity, sharpness and the graph: how a change of each weight reaches the output of the network."""
 
+import normgeo.geometry.operations  # noqa: F401 - fills the registry
+from normgeo.geometry.curvature import LINEAR, PIECEWISE_LINEAR, Curvature, entrywise
 from normgeo.geometry.declare import GeometryError, declare, register, trace, unwrapped
 from normgeo.geometry.differentiable import differentiable
 from normgeo.geometry.factor import Factor, assumed, bound, typical
@@ -9,9 +11,14 @@ from normgeo.geometry.layout import Layout
 from normgeo.geometry.leaf import Leaf, View
 from normgeo.geometry.mass import mass, tare
 from normgeo.geometry.measure import Measurement, measure, norming
-from normgeo.geometry.reading import Operation, operation
+from normgeo.geometry.reading import Operation
+from normgeo.geometry.registry import operation
+from normgeo.geometry.sharpness import Sharpness, Term, curvature, sharpness
 
 __all__ = [
+    "LINEAR",
+    "PIECEWISE_LINEAR",
+    "Curvature",
     "Factor",
     "GeometryError",
     "Graph",
@@ -21,17 +28,22 @@ __all__ = [
     "Measurement",
     "Node",
     "Operation",
+    "Sharpness",
+    "Term",
     "Use",
     "View",
     "assumed",
     "bound",
+    "curvature",
     "declare",
     "differentiable",
+    "entrywise",
     "mass",
     "measure",
     "norming",
     "operation",
     "register",
+    "sharpness",
     "tare",
     "trace",
     "typical",

@@ -18,14 +18,13 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from normgeo.geometry.entries import Axis
 from normgeo.geometry.graph import Node
+from normgeo.geometry.operations.elementwise import PRODUCTS, SUMS
 from normgeo.geometry.operations.shape import COPIES, MOVES
 from normgeo.geometry.reading import Found, Reader, Weight
 from normgeo.geometry.record import Call, Value
 
 __all__ = ["Part", "parts"]
 
-SUMS = {"add", "radd", "sub", "rsub", "iadd", "isub"}
-PRODUCTS = {"mul", "rmul", "div", "truediv", "neg", "imul", "negative"}
 JOINS = {"cat", "concat", "concatenate", "stack"}
 GATES = {"silu", "gelu", "sigmoid", "tanh", "relu", "softplus"}
 INTERCHANGEABLE = 4
@@ -44,12 +43,18 @@ class Part:
 def parts(reader: Reader, found: Found) -> list[Part]:
     """The blocks of the weight along its outputs; none if it is one."""
     value = found.call.outputs[0]
+    if found.parts:
+        size = sum(n for letter, axes in found.groups if letter in ("o", "d") for n, _ in axes) // len(found.parts)
+        return [Part(name, ((size, 1),), i * size) for i, name in enumerate(found.parts)]
     if found.axis is None or value.shape[found.axis] < 2:
+        return []
+    consumers = {call.name for call in reader.recording.consumers.get(value.index, ())}
+    if value is reader.recording.output or not consumers & (MOVES | SUMS | PRODUCTS):
         return []
     count = value.shape[found.axis]
     shape = [1] * value.tensor.ndim
     shape[found.axis] = count
-    numbers = torch.arange(count, dtype=torch.int32).reshape(shape).expand(value.shape)
+    numbers = _laid_out(torch.arange(count, dtype=torch.int32).reshape(shape), value.tensor)
     groups = Groups(count)
     ends = list(_follow(reader, value, numbers, groups))
     labels = groups.labels()
@@ -102,8 +107,6 @@ def _follow(reader: Reader, start: Value, numbers: Tensor, groups: Groups) -> li
     enqueue(start)
     ends: list[End] = []
     seen: set[int] = set()
-    if start is reader.recording.output:
-        return []
     while queue and groups.count > 1:
         position = heapq.heappop(queue)
         if position in seen:
@@ -131,7 +134,7 @@ def _through(reader: Reader, call: Call, tracked: dict[int, Tensor], groups: Gro
     mine = [x for x in call.inputs if x.index in tracked]
     shapes = [value.shape for value in call.outputs]
     if call.name in COPIES or "dropout" in call.name:
-        return [tracked[mine[0].index].expand(shape) for shape in shapes]
+        return [_laid_out(tracked[mine[0].index], value.tensor) for value in call.outputs]
     if call.name in MOVES | JOINS:
         if call.name in MOVES and (len(mine) > 1 or mine[0] is not call.args[0]):
             return None
@@ -144,20 +147,28 @@ def _through(reader: Reader, call: Call, tracked: dict[int, Tensor], groups: Gro
             return torch.full(x.shape, -1, dtype=torch.int32) if call.name in JOINS else x.tensor
 
         args, kwargs = tree_map(replaced, (call.args, call.kwargs))
-        out = tree_flatten(call.function(*args, **kwargs))[0]
+        moved: list[Tensor] = tree_flatten(call.function(*args, **kwargs))[0]
         if call.name in JOINS:
             groups.join([n for x in mine for n in tracked[x.index].unique().tolist() if n >= 0])
-        return out
-    linear = call.name in SUMS or (call.name in PRODUCTS and not _data(reader, call, mine))
+        return moved
+    linear = call.name in SUMS or (call.name in PRODUCTS | {"neg", "negative"} and not _data(reader, call, mine))
     if not linear or len(shapes) != 1:
         return None
-    spread = [tracked[x.index].expand(shapes[0]) for x in mine]
+    out = call.outputs[0].tensor
+    spread = [_laid_out(tracked[x.index], out) for x in mine]
     for other in spread[1:]:
         pairs = torch.stack([spread[0].flatten(), other.flatten()]).unique(dim=1)
         for a, b in pairs.T.tolist():
             if a >= 0 and b >= 0:
                 groups.join([a, b])
     return spread[:1]
+
+
+def _laid_out(numbers: Tensor, like: Tensor) -> Tensor:
+    """The numbers in the memory layout of a tensor, so that its views are possible ones."""
+    if 0 in like.stride():
+        return numbers.expand(like.shape).contiguous()
+    return torch.empty_strided(like.shape, like.stride(), dtype=numbers.dtype).copy_(numbers)
 
 
 def _data(reader: Reader, call: Call, mine: Sequence[Value]) -> bool:
@@ -213,6 +224,12 @@ def _slot(reader: Reader, ways: Sequence[tuple[Call, Value]]) -> str | None:
         if found:
             return found
     return None
+
+
+def way(reader: Reader, found: Found) -> str | None:
+    """q, k or v, if attention is where the output of a weight goes."""
+    out = found.call.outputs[0]
+    return _slot(reader, [(call, out) for call in reader.recording.consumers.get(out.index, ())])
 
 
 def attention_slot(reader: Reader, call: Call, value: Value, steps: int = 14) -> str | None:

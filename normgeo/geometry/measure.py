@@ -110,7 +110,7 @@ def measure(
     levels = {name: share or 1 / len(leaves) for name, share in shares.items()}
     search = _Search(leaves, backwards, axis, output_norm, random)
     with undisturbed(model), differentiable():
-        f = _function(model, parameters, inputs, kwargs or {}, output)
+        f = function_of(model, parameters, inputs, kwargs or {}, output)
         for draw in range(draws):
             if draw:
                 best = search.best()
@@ -158,21 +158,26 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _function(
+def function_of(
     model: nn.Module,
     parameters: Mapping[str, Parameter],
     inputs: Sequence[Any],
     kwargs: Mapping[str, Any],
     output: str | int | Callable[[Any], Any] | None,
 ) -> Callable[[Tensors], Tensor]:
-    """weights ↦ output. Buffers are copies, for a forward that writes into them."""
-    inside = {id(p): name for name, p in model.named_parameters()}
-    names = {name: inside[id(p)] for name, p in parameters.items()}
+    """weights by name ↦ output. Buffers are copies, for a forward that writes into them. A module that is used twice is
+    given its weights once: torch's own tying would put them in twice and restore the second time what it had put in the
+    first."""
+    names = {id(p): name for name, p in parameters.items()}
+    modules = [(f"{path}." if path else "", module) for path, module in model.named_modules()]
+    owned = [(path + own, p) for path, module in modules for own, p in module.named_parameters(recurse=False)]
+    buffers = [(path + own, b) for path, module in modules for own, b in module.named_buffers(recurse=False)]
 
     def f(weights: Tensors) -> Tensor:
-        buffers = {name: b.clone() for name, b in model.named_buffers()}
-        given = {names[name]: w for name, w in weights.items()}
-        return choose(torch.func.functional_call(model, {**buffers, **given}, tuple(inputs), dict(kwargs)), output)
+        given = {place: weights[names[id(p)]] for place, p in owned if id(p) in names}
+        copies = {place: b.clone() for place, b in buffers}
+        out = torch.func.functional_call(model, {**copies, **given}, tuple(inputs), dict(kwargs), tie_weights=False)
+        return choose(out, output)
 
     return f
 

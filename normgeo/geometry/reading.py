@@ -3,9 +3,9 @@ that gave it, and every parameter is found at work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 from torch.nn import Parameter
@@ -16,8 +16,9 @@ from normgeo.geometry.factor import Factor, assumed, typical
 from normgeo.geometry.graph import Graph, Node
 from normgeo.geometry.layout import Layout
 from normgeo.geometry.record import Call, Recording, Span, Value
+from normgeo.geometry.registry import rule_of
 
-__all__ = ["Found", "Meaning", "Mixed", "Operation", "Reader", "Weight", "operation"]
+__all__ = ["Found", "Meaning", "Mixed", "Operation", "Reader", "Weight"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,35 +56,12 @@ class Found:
     """the axis of the call's output that the first group o is on"""
     whole: bool = False
     """whether all entries share what is used of some: rows of tables"""
+    parts: tuple[str, ...] = ()
+    """equal blocks along the outputs, where the operation itself says so"""
 
     @property
     def offset(self) -> int:
         return self.weight.entries.offset if self.weight.entries else 0
-
-
-Rule = Callable[["Operation"], Any]
-RULES: dict[Any, Rule] = {}
-R = TypeVar("R", bound=Rule)
-
-
-def operation(*functions: str | Callable[..., Any]) -> Callable[[R], R]:
-    """Declare what a torch function does: by itself, or by its name, which holds for torch.f, Tensor.f and F.f alike.
-    The rule gets an `Operation` and returns the node of its output (several for several).
-
-    >>> import torch, normgeo as ng
-    >>> @ng.geometry.operation("sinc")
-    ... def _(op): return op.result(op.data(0), slots=ng.geometry.bound(1.38))
-    >>> class Sinc(torch.nn.Linear):
-    ...     def forward(self, x): return torch.sinc(super().forward(x))
-    >>> ng.compile(Sinc(4, 2), (torch.ones(1, 4),)).assumed
-    {}
-    """
-
-    def keep(rule: R) -> R:
-        RULES.update(dict.fromkeys(functions, rule))
-        return rule
-
-    return keep
 
 
 class Operation:
@@ -142,11 +120,13 @@ class Operation:
         groups: Iterable[tuple[str, Iterable[int]]] = (),
         axis: int | None = None,
         whole: bool = False,
+        parts: tuple[str, ...] = (),
     ) -> None:
-        """Note that the node uses a weight. groups: letter -> axes of the weight's value, in the order the norm wants."""
+        """Note that the node uses a weight. groups: letter -> axes of the weight's value, in the order that the norm wants:
+        o for outputs, i for inputs, b for blocks, d for the entries of a vector."""
         axes = weight.entries.axes if weight.entries else ()
         chosen = tuple((letter, tuple(axes[i] for i in its)) for letter, its in groups) if axes else ()
-        self.reader.found.append(Found(weight, node, role, chosen, self.call, axis, whole))
+        self.reader.found.append(Found(weight, node, role, chosen, self.call, axis, whole, parts))
 
 
 @dataclass
@@ -223,10 +203,10 @@ class Reader:
 
     def _call(self, call: Call) -> None:
         meanings = [self.meaning.get(x.index) for x in call.inputs]
-        if all(m is None for m in meanings):
+        if all(m is None for m in meanings) or not any(_carries(value.tensor) for value in call.outputs):
             return
         op = Operation(self, call)
-        rule = RULES.get(call.function) or RULES.get(call.name) or _unknown
+        rule = rule_of(call.function, call.name) or _unknown
         out = rule(op)
         each = out if isinstance(out, tuple) else (out,) * len(call.outputs)
         for value, meaning in zip(call.outputs, each, strict=True):
@@ -263,14 +243,16 @@ def _carries(x: Tensor) -> bool:
     return x.is_floating_point() or x.is_complex()
 
 
-def _unknown(op: Operation) -> Node:
+def _unknown(op: Operation) -> Meaning:
     """An operation without a rule: sensitivity 1 to each input, assumed; weights in it have the role of their shape."""
     reader, nodes, weights = op.reader, [], []
+    reader.assumed[op.name] = reader.assumed.get(op.name, 0) + 1
+    if (made := of_weights(op)) is not None:
+        return made
     for x in op.call.inputs:
         meaning = op.meaning(x)
         nodes += [meaning] if isinstance(meaning, Node) else []
         weights += _weights(meaning)
-    reader.assumed[op.name] = reader.assumed.get(op.name, 0) + 1
     out = reader.node(op.call, op.name, nodes, assumed(), assumed())
     for weight in weights:
         op.use(weight, out, "assumed")
@@ -288,3 +270,15 @@ def changed(weight: Weight | Mixed, how: str) -> Weight | Mixed:
     if isinstance(weight, Mixed):
         return weight
     return replace(weight, changed=(*weight.changed, how))
+
+
+def of_weights(op: Operation) -> Weight | Mixed | None:
+    """What an operation makes of weights alone; None if data take part."""
+    given = [(x, m) for x in op.call.inputs if (m := op.meaning(x)) is not None]
+    if not given or any(isinstance(m, Node) for _, m in given):
+        return None
+    weights = []
+    for x, m in given:
+        same = op.call.outputs[0].shape == x.shape
+        weights.append(changed(m if same or isinstance(m, Mixed) else replace(m, entries=None), op.name))  # type: ignore[arg-type]
+    return weights[0] if len(weights) == 1 else Mixed("mul", tuple(weights))

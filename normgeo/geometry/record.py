@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from normgeo.geometry.declare import GeometryError, declare
 from normgeo.geometry.outputs import choose
+from normgeo.geometry.registry import body, canonical_name, rule_of
 
-__all__ = ["Call", "Recording", "Span", "Value", "decompose", "record"]
+__all__ = ["Call", "Recording", "Span", "Value", "record"]
 
 
 @dataclass(eq=False)
@@ -81,19 +82,6 @@ class Recording:
                 self.consumers.setdefault(value.index, []).append(call)
 
 
-DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {}
-
-
-def decompose(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Say what a function that hides its operations does in terms of operations that can be seen."""
-
-    def keep(visible: Callable[..., Any]) -> Callable[..., Any]:
-        DECOMPOSITIONS.update(dict.fromkeys(functions, visible))
-        return visible
-
-    return keep
-
-
 def record(
     model: nn.Module,
     args: Sequence[Any],
@@ -136,9 +124,9 @@ class Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if visible := DECOMPOSITIONS.get(func):
+        if rule_of(func, canonical_name(func)) is None and (inside := body(func)):
             with self:
-                return visible(*args, **kwargs)
+                return inside(*args, **kwargs)
         seen_args, seen_kwargs = tree_map(self._seen, (tuple(args), kwargs))
         out = func(*args, **kwargs)
         self._note(func, seen_args, seen_kwargs, out)
@@ -204,14 +192,6 @@ class Recorder(TorchFunctionMode):
         if not isinstance(x, Tensor):
             return x
         return self.values.get(id(x)) or self._new(x, "constant")
-
-
-def canonical_name(function: Any) -> str:
-    """One name for torch.add, Tensor.add, Tensor.add_ and Tensor.__add__; a property has its own."""
-    name = getattr(function, "__name__", None) or str(getattr(function, "_qualified_op_name", function))
-    if name == "__get__":
-        name = function.__self__.__name__
-    return name.rsplit("::", 1)[-1].strip("_")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch.nn import Parameter
 
-from normgeo.geometry.blocks import Part, parts, spread
+from normgeo.geometry.blocks import Part, parts, spread, way
 from normgeo.geometry.declare import GeometryError
 from normgeo.geometry.entries import Axis, Entries, view_of
 from normgeo.geometry.factor import typical
@@ -19,22 +19,39 @@ from normgeo.geometry.record import Call
 from normgeo.geometry.walks import is_head, is_lora, is_router, reaches_scores
 from normgeo.norms import RMS, Absolute, Blocks, Conv, ConvTransposed, L1ToRMS, Linf, Norm, RMSToRMS
 
-__all__ = ["place"]
+__all__ = ["ROLES", "place", "shaped"]
 
 Groups = tuple[tuple[str, tuple[Axis, ...]], ...]
 TABLES = {"embedding", "positions", "token"}
+ROLES = (
+    *("linear", "head", "router", "gate", "recurrent", "expert", "lora A", "lora B", "convolution", "embedding"),
+    *("positions", "token", "bias", "gain", "scalar", "bias table", "state space"),
+)
 VECTORS: dict[str, Norm] = {"bias": RMS(), "gain": Linf(), "state space": Linf(), "bias table": Linf()}
 
 
-def place(reader: Reader, names: Mapping[int, str]) -> None:
-    """Put every weight that was found at work into the graph. names: of parameters, by id."""
+def place(
+    reader: Reader,
+    names: Mapping[int, str],
+    roles: Mapping[str, str] | None = None,
+    splits: Mapping[str, Sequence[tuple[str, View, int]]] | None = None,
+) -> None:
+    """Put every weight that was found at work into the graph. names: of parameters, by id. roles: by name, in place of
+    what is found. splits: by name, the blocks as (name, view, axes of each) in place of those that are found."""
     founds: dict[int, list[Found]] = {}
     for found in reader.found:
         founds.setdefault(id(found.weight.parameter), []).append(found)
     for key, mine in founds.items():
         if key not in names:
             raise GeometryError("a parameter is used that does not belong to the model; assign it to a module")
+        name = names[key]
+        if roles and name in roles:
+            _given_role(reader, mine, roles[name])
+            continue
         refined = [replace(found, role=_role(reader, found)) for found in mine]
+        if splits and name in splits:
+            _given_split(reader, refined, splits[name])
+            continue
         tables = [found for found in refined if found.role in TABLES or found.whole]
         if tables:
             _table(reader, tables, [found for found in refined if found not in tables])
@@ -42,6 +59,26 @@ def place(reader: Reader, names: Mapping[int, str]) -> None:
             _by_shape(reader, refined)
         else:
             _matrices(reader, refined)
+
+
+def _given_role(reader: Reader, founds: Sequence[Found], role: str) -> None:
+    given = [replace(found, role=role) for found in founds]
+    matrix = role not in TABLES and role not in VECTORS and given[0].weight.parameter.ndim > 1
+    if matrix and all(found.groups for found in given):
+        return _matrices(reader, given)
+    return _by_shape(reader, given)
+
+
+def _given_split(reader: Reader, founds: Sequence[Found], blocks: Sequence[tuple[str, View, int]]) -> None:
+    for block, view, axes in blocks:
+        norm = VECTORS.get(founds[0].role) or RMSToRMS()
+        for _ in range(axes - norm.ndim):
+            norm = Blocks(norm)
+        for found in founds:
+            role, node = found.role, found.node
+            reader.graph.use(
+                found.weight.parameter, node, role=role, norm=norm, input_norm=typical(1.0), view=view, block=block
+            )
 
 
 def _role(reader: Reader, found: Found) -> str:
@@ -92,20 +129,21 @@ def _matrices(reader: Reader, founds: Sequence[Found]) -> None:
     places = {(found.groups, found.offset) for found in founds}
     if first.weight.entries is None or (not first.groups and first.role != "scalar"):
         return _by_shape(reader, founds)
-    if len(places) == 1:
-        found_parts = parts(reader, first)
-        for name, groups, offset in _split(first, found_parts) or [("", first.groups, first.offset)]:
-            for found in founds:
-                _use(reader, found, name, groups, offset)
-    elif _is_partition(founds, math.prod(shape)):
-        order = sorted({found.offset for found in founds})
-        for found in founds:
-            _use(reader, found, str(order.index(found.offset)), found.groups, found.offset)
-    elif _transposed(founds):
+    if _is_partition(founds, math.prod(shape)):
+        order = sorted(places, key=lambda place: place[1])
+        for groups, offset in order:
+            mine = [found for found in founds if (found.groups, found.offset) == (groups, offset)]
+            name = "" if len(order) == 1 else way(reader, mine[0]) or str(order.index((groups, offset)))
+            for block, its, start in _split(mine[0], parts(reader, mine[0])) or [(name, groups, offset)]:
+                for found in mine:
+                    _use(reader, found, block, its, start)
+    elif _same_entries(founds) and _is_partition(founds[:1], math.prod(shape)):
         for found in founds:
             _use(reader, found, "", first.groups, first.offset)
     else:
         whole = _whole(first)
+        if whole[0][0] == "b" and first.role == "linear":
+            founds = [replace(found, role="expert") for found in founds]
         for name, groups, offset in _split(replace(first, groups=whole), parts(reader, first), 0) or [("", whole, 0)]:
             for found in founds:
                 _use(reader, found, name, groups, offset)
@@ -186,7 +224,7 @@ def _is_partition(founds: Sequence[Found], numel: int) -> bool:
     return True
 
 
-def _transposed(founds: Sequence[Found]) -> bool:
+def _same_entries(founds: Sequence[Found]) -> bool:
     """Whether all uses are of the same entries, in other orders."""
     return len({(frozenset(axis for _, its in f.groups for axis in its), f.offset) for f in founds}) == 1
 
@@ -208,17 +246,31 @@ def _whole(found: Found) -> Groups:
 
 
 def _by_shape(reader: Reader, founds: Sequence[Found]) -> None:
-    """The last resort: a norm that fits the shape, said to be assumed."""
+    """The last resort, and what roles= asks for: the norm of the role, for the shape that there is."""
     parameter: Parameter = founds[0].weight.parameter
-    role = founds[0].role
-    norms: dict[int, Norm] = {0: Absolute(), 1: Linf() if role in ("gain", "state space") else RMS(), 2: RMSToRMS()}
-    norm = norms.get(parameter.ndim) or Blocks(RMSToRMS())
-    view = None
-    if parameter.ndim > 3:
-        view = View(f"{' '.join('abcdefgh'[: parameter.ndim])} -> a ({' '.join('bcdefgh'[: parameter.ndim - 1])})")
-        norm = RMSToRMS()
+    norm, view = shaped(founds[0].role, tuple(parameter.shape))
     for found in founds:
-        reader.graph.use(parameter, found.node, role=role, norm=norm, input_norm=typical(1.0), view=view)
+        reader.graph.use(parameter, found.node, role=found.role, norm=norm, input_norm=typical(1.0), view=view)
+
+
+def shaped(role: str, shape: tuple[int, ...]) -> tuple[Norm, View | None]:
+    """The norm of a role for a parameter of this shape, and how it is seen."""
+    letters = "abcdefgh"[: len(shape)]
+    if role == "scalar" or not shape:
+        return Absolute(), View(" ".join("1" * len(shape)) + " -> ") if shape else None
+    if role in VECTORS or len(shape) == 1:
+        return VECTORS.get(role, RMS()), _flat_view(shape)
+    if role in TABLES:
+        return L1ToRMS(), View(f"{' '.join(letters)} -> ({' '.join(letters[:-1])}) {letters[-1]}") if len(
+            shape
+        ) > 2 else None
+    if role == "convolution":
+        return Conv(len(shape) - 2), None
+    if len(shape) == 2:
+        return RMSToRMS(), None
+    if len(shape) == 3:
+        return Blocks(RMSToRMS()), None
+    return RMSToRMS(), View(f"{' '.join(letters)} -> a ({' '.join(letters[1:])})")
 
 
 def _flat_view(shape: tuple[int, ...]) -> View | None:

@@ -2,7 +2,7 @@
 
     group              members                                  mass, each   x·μ, each   radius
     input              tables of rows: embeddings, positions    1/n          1/n         1/M
-    trunk              maps that all data pass through          1            1           1/M
+    trunk              maps that all data pass through, n a place  1/n       1/n         1/M
     hidden             maps that data can go around             1/n          1/n         1/M
     vectors            biases, gains, scalars                   c/n          1/n         c/M
 
@@ -16,6 +16,7 @@ of a random input by √d.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -42,19 +43,16 @@ class Share:
 def shares(graph: Graph, output: Node, leaves: Mapping[str, Sequence[Use]]) -> dict[str, Share]:
     """Mass and x·μ of every leaf, by the group that its uses put it in."""
     known = reaching(graph, output)
-    groups: dict[str, list[str]] = {}
-    for name, uses in leaves.items():
-        groups.setdefault(_group(graph, output, known, uses), []).append(name)
+    group = {name: _group(graph, output, known, uses) for name, uses in leaves.items()}
+    size = Counter(group.values())
     out = {}
-    for group, members in groups.items():
-        share = 1.0 if group == "trunk" else 1 / len(members)
-        for name in members:
-            mass, reach = share * (VECTOR_SHARE if group == "vectors" else 1.0), share
-            if group == "input" and (
-                matrices := [use.input_norm.value for use in leaves[name] if use.input_norm.value > 1]
-            ):
-                mass, reach = mass + 1.0, reach + max(matrices)
-            out[name] = Share(mass, _factor(reach, leaves[name], known), group)
+    for name, uses in leaves.items():
+        kind, share = group[name][0], 1 / size[group[name]]
+        mass, reach = share * (VECTOR_SHARE if kind == "vectors" else 1.0), share
+        matrices = [use.input_norm.value for use in uses if use.input_norm.value > 1]
+        if kind == "input" and matrices:
+            mass, reach = mass + 1.0, reach + max(matrices)
+        out[name] = Share(mass, _factor(reach, uses, known), kind)
     return out
 
 
@@ -71,31 +69,26 @@ def reaching(graph: Graph, output: Node) -> dict[int, Known]:
 
 
 def _factor(value: float, uses: Sequence[Use], known: Mapping[int, Known]) -> Factor:
-    unsure = any(known.get(use.node) == "assumed" or use.role == "assumed" for use in uses)
+    unsure = any("assumed" in (known.get(use.node), use.role, use.input_norm.known) for use in uses)
     return assumed(value) if unsure else typical(value)
 
 
-def _group(graph: Graph, output: Node, known: Mapping[int, Known], uses: Sequence[Use]) -> str:
+def _group(graph: Graph, output: Node, known: Mapping[int, Known], uses: Sequence[Use]) -> tuple[str, int]:
+    """The group of a leaf; leaves of the trunk share only with those at the same place."""
     role = uses[0].role.split(",")[0]
-    if role in INPUTS:
-        return "input"
-    if role in VECTORS:
-        return "vectors"
+    if role in INPUTS or role in VECTORS:
+        return ("input" if role in INPUTS else "vectors"), 0
     first = next((use.node for use in uses if use.node in known), output.index)
-    return "trunk" if role == "head" or _all_pass(graph, known, first) else "hidden"
+    return ("trunk", first) if role == "head" or _all_pass(graph, first, output.index) else ("hidden", 0)
 
 
-def _all_pass(graph: Graph, known: Mapping[int, Known], node: int) -> bool:
-    """Whether everything that leads to a node can reach the output through it alone."""
-    before, queue = {node}, [node]
+def _all_pass(graph: Graph, node: int, output: int) -> bool:
+    """Whether every way from an input or a table to the output leads through a node."""
+    seen, queue = {node, output}, [output]
     while queue:
-        for source in graph.nodes[queue.pop()].inputs:
-            if source not in before:
-                before.add(source)
-                queue.append(source)
-    return not any(
-        source in before and source != node and other.index not in before
-        for other in graph.nodes
-        if other.index in known
-        for source in other.inputs
-    )
+        at = queue.pop()
+        if not graph.nodes[at].inputs and at != node:
+            return False
+        queue += [source for source in graph.nodes[at].inputs if source not in seen]
+        seen.update(graph.nodes[at].inputs)
+    return True

@@ -13,6 +13,7 @@ __all__ = ["is_head", "is_lora", "is_router", "reaches_scores"]
 
 PLAIN = MOVES | {"mul", "rmul", "div", "truediv", "rdiv", "neg", "tanh", "where", "masked_fill", "to", "float"}
 SUMS = {"add", "radd", "sub", "rsub", "iadd", "cat"}
+LINEAR = {"linear", "matmul", "mm", "addmm", "bmm"}
 
 
 def is_head(reader: Reader, found: Found) -> bool:
@@ -48,50 +49,39 @@ def reaches_scores(reader: Reader, found: Found) -> bool:
 
 
 def is_lora(reader: Reader, found: Found) -> str | None:
-    """Whether a map and the next one, with only scalings between, are added to another map of the same input."""
-    if found.call.name != "linear":
+    """A for a map to fewer features, B for the next one, if only scalings are between them and what they give is added to
+    what another map makes of the same input."""
+    if found.call.name not in LINEAR or not isinstance(x := found.call.inputs[0], Value):
         return None
-    x, w = found.call.inputs[:2]
-    for after in _linears(reader, found.call):
-        if _joins_sibling(reader, after, x) and w.shape[0] < min(w.shape[1], after.inputs[1].shape[0]):
+    for after in _after(reader, found.call, PLAIN, 4):
+        if after.name in LINEAR and _is_pair(reader, found.call, after):
             return "lora A"
-    before = _origin(reader, x)
-    if (
-        before is not None
-        and before.name == "linear"
-        and isinstance(reader.meaning.get(before.inputs[1].index), Weight)
-    ):
-        small = before.inputs[1].shape[0] < min(before.inputs[1].shape[1], w.shape[0])
-        if small and _joins_sibling(reader, found.call, before.inputs[0]):
-            return "lora B"
+    before = _source(reader, x).call
+    if before is not None and before.name in LINEAR and _is_pair(reader, before, found.call):
+        return "lora B"
     return None
 
 
-def _linears(reader: Reader, call: Call) -> Iterator[Call]:
-    for after in _after(reader, call, PLAIN, 4):
-        if after.name == "linear":
-            yield after
-
-
-def _origin(reader: Reader, value: Value) -> Call | None:
-    call = value.call
-    while call is not None and call.name in PLAIN:
-        call = next((x.call for x in call.inputs if isinstance(reader.meaning.get(x.index), Node)), None)
-    return call
-
-
-def _joins_sibling(reader: Reader, call: Call, x: Value) -> bool:
-    """Whether the output is added to that of another linear map of (a copy of) x."""
-    source = _origin(reader, x)
-    for after in _after(reader, call, PLAIN, 4):
+def _is_pair(reader: Reader, first: Call, second: Call) -> bool:
+    x, narrow, wide = _source(reader, first.inputs[0]), first.outputs[0].shape[-1], second.outputs[0].shape[-1]
+    if narrow >= min(first.inputs[0].shape[-1], wide):
+        return False
+    for after in _after(reader, second, PLAIN, 4):
         if after.name in SUMS:
-            for term in after.inputs:
-                other = _origin(reader, term)
-                if other is not None and other is not call and other.name == "linear":
-                    y = other.inputs[0]
-                    if y is x or (source is not None and _origin(reader, y) is source):
-                        return True
+            others = [call for y in after.inputs if (call := _source(reader, y).call) and call is not second]
+            if any(call.name in LINEAR and _source(reader, call.inputs[0]) is x for call in others):
+                return True
     return False
+
+
+def _source(reader: Reader, value: Value) -> Value:
+    """What a value was before it was scaled and moved."""
+    while value.call is not None and value.call.name in PLAIN:
+        data = [x for x in value.call.inputs if isinstance(reader.meaning.get(x.index), Node)]
+        if len(data) != 1:
+            break
+        value = data[0]
+    return value
 
 
 def _after(reader: Reader, call: Call, passes: set[str], steps: int) -> Iterator[Call]:

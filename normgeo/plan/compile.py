@@ -17,6 +17,7 @@ from normgeo.budgets import Budget, DataMetric
 from normgeo.geometry import Factor, GeometryError, Graph, Input, Leaf, Node, Use, bound, trace, unwrapped
 from normgeo.geometry.measure import undisturbed
 from normgeo.geometry.shares import Share, shares
+from normgeo.geometry.splits import Split
 from normgeo.norms import Norm
 from normgeo.optim import Direction, Operate, Optimizer
 from normgeo.plan.names import named_parameters, some
@@ -37,6 +38,8 @@ def compile(
     masses: Mapping[str, float] | None = None,
     norms: Mapping[str, Norm] | None = None,
     radii: Mapping[str, float] | None = None,
+    roles: Mapping[str, str] | None = None,
+    splits: Mapping[str, Split] | None = None,
     budgets: Mapping[str, Budget | DataMetric | Direction] | None = None,
     strict: bool = False,
 ) -> Plan:
@@ -51,8 +54,9 @@ def compile(
     .logits, .last_hidden_state or the only floating tensor. sensitivity: "declared" by modules and roles, or "measured" at
     the example inputs (`Plan.refresh`). masses, norms, radii: values by pattern of leaf or module names; a mass is that
     of each leaf. budgets: by pattern of parameter names, operators on gradients in place of the dual
-    of the leaf's norm, `optim.Operate(budget)`; give an Operate to say more. strict=True makes an assumed factor an error.
-    Nothing is JIT-compiled, and the model is left as it was.
+    of the leaf's norm, `optim.Operate(budget)`; or an Operate. roles: what parameters are used as, by pattern,
+    in place of what is found. splits: blocks of fused parameters, as `{"*.qkv": "(three h d) i -> three h d i"}`.
+    strict=True makes an assumed factor an error. Nothing is JIT-compiled, and the model is left as it was.
 
     >>> import normgeo as ng
     >>> plan = ng.compile(ng.nn.MLP(784, 256, 10), masses={"4": 2.0})
@@ -71,10 +75,11 @@ def compile(
         raise TypeError("example_inputs is a tuple of the model's arguments; write example_inputs=(x,)")
     inner = unwrapped(model)
     options: dict[str, Any] = {"masses": masses, "norms": norms, "radii": radii, "strict": strict}
-    if example_kwargs is None and output is None and _declares(inner, example_inputs):
+    recording = {"kwargs": example_kwargs, "output": output, "roles": roles, "splits": splits}
+    if all(option is None for option in recording.values()) and _declares(inner, example_inputs):
         plan = _compile(model, inputs=_inputs(inner, example_inputs), **options)
     else:
-        plan = _recorded(model, example_inputs or (), example_kwargs, output=output, **options)
+        plan = _recorded(model, {"args": example_inputs or (), **recording}, **options)
     if sensitivity == "measured":
         plan = plan.refresh(model, example_inputs or (), example_kwargs, output=output)
     return _with_budgets(plan, budgets) if budgets else plan
@@ -118,10 +123,8 @@ def _declares(model: nn.Module, example_inputs: Sequence[Any] | None) -> bool:
 
 def _recorded(
     model: nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any] | None,
+    recording: Mapping[str, Any],
     *,
-    output: str | int | Callable[[Any], Any] | None,
     masses: Mapping[str, float] | None,
     norms: Mapping[str, Norm] | None,
     radii: Mapping[str, float] | None,
@@ -129,7 +132,7 @@ def _recorded(
 ) -> Plan:
     inner = unwrapped(model)
     parameters = _some_parameters(inner)
-    found = run(inner, parameters, args, kwargs, output)
+    found = run(inner, parameters, **recording)
     if strict and found.assumed:
         unknown = ", ".join(f"{name} ({times} times)" for name, times in found.assumed.items())
         raise GeometryError(
@@ -141,9 +144,7 @@ def _recorded(
     given = overrides("norms", norms, list(named))
     leaves = [_shared(leaf, *named[leaf], by_role[leaf], given.get(leaf)) for leaf in named]
     leaves = _with_radii(_with_masses(leaves, masses), radii)
-    again = functools.partial(
-        _recorded, args=args, kwargs=kwargs, output=output, masses=masses, norms=norms, radii=radii, strict=strict
-    )
+    again = functools.partial(_recorded, recording=recording, masses=masses, norms=norms, radii=radii, strict=strict)
     identity = {name: weakref.ref(p) for name, p in parameters.items()}
     axis = found.output.layout.axis or -1
     return Plan(tuple(leaves), identity, again, found.assumed, found.unused, axis=axis)
@@ -181,9 +182,11 @@ def _compile(
         raise GeometryError(
             f"{some(unknown)}: the sensitivity is assumed; register the modules behind it or drop strict=True"
         )
+    sizes = [bound(x.size) for x in inputs]
     again = functools.partial(_compile, inputs=inputs, masses=masses, norms=norms, radii=radii, strict=strict)
     identity = {name: weakref.ref(p) for name, p in parameters.items()}
-    return Plan(tuple(leaves), identity, again, inputs=tuple(inputs), axis=output.layout.axis or -1)
+    drawn = functools.partial(_record, sizes=sizes)
+    return Plan(tuple(leaves), identity, again, inputs=tuple(inputs), axis=output.layout.axis or -1, graph=drawn)
 
 
 def optimizer(

@@ -1,7 +1,8 @@
-"""The leaves of a model that was recorded: coverage, and the numbers by role."""
+"""The leaves of a model that was recorded: coverage, and what a person says about roles and blocks."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 from torch import nn
 from torch.nn import Parameter
 
-from normgeo.geometry import GeometryError, Graph, Node
+from normgeo.geometry import GeometryError, Graph, Node, assumed, typical
 from normgeo.geometry.reading import Reader
 from normgeo.geometry.record import record
-from normgeo.geometry.roles import place
+from normgeo.geometry.roles import ROLES, place, shaped
 from normgeo.geometry.shares import reaching
+from normgeo.geometry.splits import Split, blocks
 from normgeo.plan.names import some
+from normgeo.plan.patterns import overrides
 
 __all__ = ["Recorded", "run"]
 
@@ -34,30 +37,68 @@ def run(
     model: nn.Module,
     parameters: Mapping[str, Parameter],
     args: Sequence[Any],
-    kwargs: Mapping[str, Any] | None,
-    output: str | int | Callable[[Any], Any] | None,
+    kwargs: Mapping[str, Any] | None = None,
+    output: str | int | Callable[[Any], Any] | None = None,
+    roles: Mapping[str, str] | None = None,
+    splits: Mapping[str, Split] | None = None,
 ) -> Recorded:
     """Record one forward, find every weight's role, and check that none is missing."""
+    given = overrides("roles", roles, list(parameters))
+    if wrong := [role for role in given.values() if role not in ROLES]:
+        raise ValueError(f"roles: there is no role {wrong[0]!r}; there are {', '.join(ROLES)}")
+    split = overrides("splits", splits, list(parameters))
     reader = Reader(record(model, args, kwargs, output))
     end = reader.read()
-    place(reader, {id(p): name for name, p in parameters.items()})
+    cut = {name: blocks(pattern, name, parameters[name].shape) for name, pattern in split.items()}
+    place(reader, {id(p): name for name, p in parameters.items()}, given, cut)
     known = reaching(reader.graph, end)
-    reader.graph.uses = [use for use in reader.graph.uses if use.node in known]
-    used = {id(use.parameter) for use in reader.graph.uses}
+    graph = reader.graph
+    graph.uses = [use for use in graph.uses if use.node in known]
+    used = {id(use.parameter) for use in graph.uses}
     missing = [name for name, p in parameters.items() if id(p) not in used]
+    for name in list(missing):
+        if _as_told(graph, end, given.get(name), parameters[name]) or _like_sibling(graph, name, parameters):
+            missing.remove(name)
     if lost := [name for name in missing if parameters[name].requires_grad]:
         raise GeometryError(_lost(reader, lost, parameters))
-    return Recorded(reader.graph, end, tuple(missing), reader.assumed)
+    return Recorded(graph, end, tuple(missing), reader.assumed)
+
+
+def _as_told(graph: Graph, end: Node, role: str | None, parameter: Parameter) -> bool:
+    """A parameter that no operation was seen to use, with a role from the user."""
+    if role is None:
+        return False
+    norm, view = shaped(role, tuple(parameter.shape))
+    graph.use(parameter, end, role=role, norm=norm, input_norm=typical(1.0), view=view)
+    return True
+
+
+def _like_sibling(graph: Graph, name: str, parameters: Mapping[str, Parameter]) -> bool:
+    """An expert that this input was not routed to is what its siblings are: same name but for a number, same shape."""
+    shape = parameters[name].shape
+    for position in re.finditer(r"(?<=\.)\d+(?=\.)", name):
+        start, stop = position.span()
+        pattern = re.compile(re.escape(name[:start]) + r"\d+" + re.escape(name[stop:]))
+        for other, p in parameters.items():
+            if pattern.fullmatch(other) and p.shape == shape and (uses := [u for u in graph.uses if u.parameter is p]):
+                for use in uses:
+                    options = {"view": use.view, "block": use.block, "input_norm": assumed(use.input_norm.value)}
+                    graph.use(parameters[name], graph.nodes[use.node], role=use.role, norm=use.norm, **options)  # type: ignore[arg-type]
+                return True
+    return False
 
 
 def _lost(reader: Reader, lost: Sequence[str], parameters: Mapping[str, Parameter]) -> str:
     name = lost[0]
     seen = {id(found.weight.parameter) for found in reader.found}
-    what = (
-        "is used, but not on the way to the output" if id(parameters[name]) in seen else "is not used in this forward"
-    )
     others = f" (so are {some(lost[1:])})" if len(lost) > 1 else ""
+    freeze = f'model.get_parameter("{name}").requires_grad_(False)'
+    if id(parameters[name]) in seen:
+        return (
+            f"parameter {name} is used, but not on the way to the output{others}: choose the output that depends on it "
+            f"with output=..., or freeze it: {freeze}"
+        )
     return (
-        f"parameter {name} {what}{others}: choose an output that depends on it with output=..., give example inputs that "
-        f'reach it, or freeze it: model.get_parameter("{name}").requires_grad_(False)'
+        f"parameter {name} is not used in this forward by any operation that can be seen{others}: give example inputs that "
+        f'reach it, say what it is with roles={{"{name}": "linear"}}, or freeze it: {freeze}'
     )

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normgeo.geometry import Leaf, differentiable, norming, unwrapped
-from normgeo.geometry.outputs import choose
+from normgeo.geometry import differentiable, norming, unwrapped
+from normgeo.geometry.measure import function_of
 from normgeo.linalg import SVD, steepest_gain
 from normgeo.norms import with_polar
 from normgeo.plan import Plan
@@ -44,14 +44,10 @@ def check_geometry(
     """
     model = unwrapped(model)
     plan = plan or compile_plan(model, tuple(inputs))
-    exact = Plan(tuple(_exact(leaf) for leaf in plan.leaves))
     weights = {name: p.detach() for name, p in named_parameters(model).items()}
 
-    def f(ws: Weights) -> Tensor:
-        return choose(torch.func.functional_call(model, ws, tuple(inputs)))
-
     with differentiable():
-        worst = _search(f, weights, exact, starts, seed, plan.axis)
+        worst = _search(function_of_weights(model, inputs), weights, exact(plan), starts, seed, plan.axis)
     if plan.holds(model):
         # Weights may be outside their balls by the rounding of their dtype, which each layer passes on.
         slack = math.prod(max(1.0, size) for size in plan.sizes(model).values())
@@ -59,21 +55,27 @@ def check_geometry(
     return worst
 
 
-def _search(f: Callable[[Weights], Tensor], weights: Weights, exact: Plan, starts: int, seed: int, axis: int) -> float:
+def _search(f: Callable[[Weights], Tensor], weights: Weights, unit: Plan, starts: int, seed: int, axis: int) -> float:
     _, pull, *_ = torch.func.vjp(f, weights)
     random = torch.Generator().manual_seed(seed)
     points = [
-        exact.dualize({n: torch.randn(w.shape, generator=random, dtype=w.dtype) for n, w in weights.items()})
+        unit.dualize({n: torch.randn(w.shape, generator=random, dtype=w.dtype) for n, w in weights.items()})
         for _ in range(starts)
     ]
     return steepest_gain(
         forward=lambda delta: torch.func.jvp(f, (weights,), (delta,))[1],
         backward=lambda u: pull(u)[0],
         norming=lambda y: norming(y, axis),
-        dualize=exact.dualize,
+        dualize=unit.dualize,
         starts=points,
     )
 
 
-def _exact(leaf: Leaf) -> Leaf:
-    return dataclasses.replace(leaf, norm=with_polar(leaf.norm, SVD()))
+def exact(plan: Plan) -> Plan:
+    """The plan with polar factors from the SVD, so that its duality maps are exact."""
+    return Plan(tuple(dataclasses.replace(leaf, norm=with_polar(leaf.norm, SVD())) for leaf in plan.leaves))
+
+
+def function_of_weights(model: nn.Module, inputs: Sequence[Any]) -> Callable[[Weights], Tensor]:
+    """The output as a function of the weights by name."""
+    return function_of(model, named_parameters(model), inputs, {}, None)

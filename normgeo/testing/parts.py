@@ -131,6 +131,8 @@ def check_constraint(
     assert constraint.retract(0 * old, old, rate, constraint.init(old)).isfinite().all(), (
         "zero weights become NaN or Inf"
     )
+    at_zero = constraint.tangent(0 * old, push, constraint.init(old))
+    assert at_zero.isfinite().all(), "the tangent at zero weights is NaN or Inf"
     if excess is not None:
         _attack(constraint, norm, norm.init((3, *shape)), excess, tolerance, dtype, steps, seed)
 

@@ -7,6 +7,7 @@ from normgeo.geometry.operations import (
     elementwise,
     lookup,
     normalisation,
+    recurrence,
     reduction,
     shape,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "elementwise",
     "lookup",
     "normalisation",
+    "recurrence",
     "reduction",
     "shape",
 ]

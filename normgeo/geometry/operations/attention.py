@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from normgeo.geometry.operations.elementwise import shift
-from normgeo.geometry.reading import Meaning, Mixed, Operation, Weight, operation
+from normgeo.geometry.reading import Meaning, Mixed, Operation, Weight, of_weights
+from normgeo.geometry.registry import operation
 
 
 @operation("scaled_dot_product_attention")
@@ -18,4 +19,4 @@ def attention(op: Operation) -> Meaning:
 
 @operation("softmax", "log_softmax", "softmax_", "logsumexp")
 def softmax(op: Operation) -> Meaning:
-    return op.result(*op.nodes)
+    return of_weights(op) or op.result(*op.nodes)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from normgeo.geometry.graph import Node
 from normgeo.geometry.operations.elementwise import shift
-from normgeo.geometry.reading import Meaning, Mixed, Operation, Weight, operation
+from normgeo.geometry.reading import Meaning, Mixed, Operation, Weight, changed
 from normgeo.geometry.record import Value
+from normgeo.geometry.registry import operation
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -26,7 +28,10 @@ def contract(op: Operation, a: Value, b: Value, letters: tuple[str, str, str], *
     node = op.data(x)
     weight = op.meaning(w)
     if not isinstance(weight, Weight | Mixed):
-        return op.result(*(n for n in (op.data(a), op.data(b)) if n is not None))
+        return op.result(op.data(a), op.data(b))
+    if node is None and not data_first:  # a function of weights alone
+        part = weight.parts[0] if isinstance(weight, Mixed) else weight
+        return changed(replace(part, entries=None), op.name) if isinstance(part, Weight) else weight
     out = op.result(node, name="linear", axis=-1)
     _use(op, weight, out, (letters[0], letters[1]) if w is b else (letters[1], letters[0]), letters[2])
     return out
@@ -44,22 +49,26 @@ def _use(op: Operation, weight: Weight | Mixed, out: Node, letters: tuple[str, s
         groups = [("b", blocks)] if blocks else []
         op.use(weight, out, "linear", [*groups, ("o", outside), ("i", inside)], axis)
         return
-    for part in _flat(weight):
-        if isinstance(part, Weight):
-            op.use(part, out, *_as_part(part, weight.how, bool(inside and outside and inside[0] < outside[0])))
+    transposed = bool(inside and outside and inside[0] < outside[0])
+    for part, role in _matrices(weight):
+        large = [i for i, (n, s) in enumerate(part.entries.axes) if n > 1 and s] if part.entries else []
+        if len(large) == 2:
+            o, i = reversed(large) if transposed else large
+            op.use(part, out, role, [("o", [o]), ("i", [i])])
+        else:
+            op.use(part, out, "gain", [("d", large)])
 
 
-def _as_part(part: Weight, how: str, transposed: bool) -> tuple[str, list[tuple[str, list[int]]]]:
-    """A matrix that is made of several parameters: its matrices are linear maps, its vectors gains."""
-    large = [i for i, (n, s) in enumerate(part.entries.axes) if n > 1 and s] if part.entries else []
-    if len(large) == 2:
-        o, i = reversed(large) if transposed else large
-        return ("linear" if how != "matmul" else "factor"), [("o", [o]), ("i", [i])]
-    return "gain", [("d", large)]
-
-
-def _flat(weight: Weight | Mixed) -> list[Weight]:
-    return [weight] if isinstance(weight, Weight) else [w for part in weight.parts for w in _flat(part)]
+def _matrices(weight: Weight | Mixed) -> list[tuple[Weight, str]]:
+    """The parameters that a matrix is made of, each once: W + BA, g·v/|v|."""
+    if isinstance(weight, Weight):
+        return [(weight, "linear")]
+    found = [pair for part in weight.parts for pair in _matrices(part)]
+    if weight.how == "matmul" and len(found) == 2:
+        found = [(part, role) for (part, _), role in zip(found, ("lora B", "lora A"), strict=True)]
+    known = {id(part.parameter): (part, role) for part, role in reversed(found)}
+    known |= {id(part.parameter): (part, role) for part, role in reversed(found) if part.entries is not None}
+    return list(known.values())
 
 
 @operation("linear")
@@ -80,6 +89,28 @@ def matmul(op: Operation) -> Meaning:
 def addmm(op: Operation) -> Meaning:
     out = _matmul(op, op.argument(1, "mat1"), op.argument(2, "mat2"))
     return shift(op, out, op.argument(0, "input"))
+
+
+@operation("grouped_mm", "grouped_mm_fallback")
+def grouped(op: Operation) -> Meaning:
+    """Each row times the matrix of its group, (groups, in, out): experts."""
+    x, w = op.argument(0, "input"), op.argument(1, "mat2")
+    weight = op.meaning(w)
+    out = op.result(op.data(x), name="experts")
+    if isinstance(weight, Weight) and w.tensor.ndim == 3:
+        op.use(weight, out, "expert", [("b", [0]), ("o", [2]), ("i", [1])], -1)
+        return out
+    return op.result(*op.nodes)
+
+
+@operation("bilinear")
+def bilinear(op: Operation) -> Meaning:
+    """W (out, i, j) times the product of two inputs, whose RMS is the product of theirs."""
+    out = op.result(op.data(0), op.data(1))
+    weight = op.meaning(op.argument(2, "weight"))
+    if isinstance(weight, Weight):
+        op.use(weight, out, "linear", [("o", [0]), ("i", [1, 2])], -1)
+    return shift(op, out, op.argument(3, "bias"))
 
 
 @operation("einsum")

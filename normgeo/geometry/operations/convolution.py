@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from normgeo.geometry.operations.elementwise import shift
-from normgeo.geometry.reading import Meaning, Operation, Weight, operation
+from normgeo.geometry.reading import Meaning, Operation, Weight
+from normgeo.geometry.registry import operation
 
 
 @operation("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")

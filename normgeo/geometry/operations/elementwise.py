@@ -6,8 +6,9 @@ from typing import Any
 
 from normgeo.geometry.factor import bound
 from normgeo.geometry.graph import Node
-from normgeo.geometry.reading import Meaning, Mixed, Operation, Weight, changed, operation
+from normgeo.geometry.reading import Meaning, Mixed, Operation, Weight, changed, of_weights
 from normgeo.geometry.record import Value
+from normgeo.geometry.registry import operation
 
 STEEPEST = {
     **dict.fromkeys(("relu", "abs", "absolute", "tanh", "relu6", "hardtanh", "neg", "negative", "sin", "cos"), 1.0),
@@ -24,76 +25,24 @@ STEEPEST = {
     "selu": 1.75810,
 }
 """the largest slope of each function"""
-ELSEWHERE = set(
-    [
-        "exp",
-        "expm1",
-        "log",
-        "log1p",
-        "log2",
-        "sqrt",
-        "rsqrt",
-        "square",
-        "pow",
-        "rpow",
-        "reciprocal",
-        "exp2",
-        "erfc",
-        "elu",
-        "celu",
-        "leaky_relu",
-        "rrelu",
-        "softmin",
-        "tan",
-        "sinh",
-        "cosh",
-        "atan",
-        "arctan",
-        "log10",
-        "asin",
-        "acos",
-        "float_power",
-        "logit",
-        "sign",
-        "round",
-        "floor",
-        "ceil",
-        "trunc",
-        "hardshrink",
-        "softshrink",
-        "tanhshrink",
-        "glu",
-        "remainder",
-        "fmod",
-        "atan2",
-        "gumbel_softmax",
-    ]
-)
+ELSEWHERE = {
+    "exp", "expm1", "log", "log1p", "log2", "sqrt", "rsqrt", "square", "pow", "rpow", "reciprocal", "exp2", "erfc",
+    "elu", "celu", "leaky_relu", "rrelu", "softmin", "tan", "sinh", "cosh", "atan", "arctan", "log10", "asin",
+    "acos", "float_power", "logit", "sign", "round", "floor", "ceil", "trunc", "hardshrink", "softshrink",
+    "tanhshrink", "glu", "remainder", "fmod", "atan2", "gumbel_softmax",
+}  # fmt: skip
 """functions whose slopes depend on where they are taken, or on an argument"""
 SUMS = {"add", "radd", "iadd", "sub", "rsub", "isub", "subtract"}
-PRODUCTS = set(
-    [
-        "mul",
-        "rmul",
-        "imul",
-        "multiply",
-        "div",
-        "rdiv",
-        "idiv",
-        "divide",
-        "true_divide",
-        "truediv",
-        "rtruediv",
-        "itruediv",
-    ]
-)
+PRODUCTS = {
+    "mul", "rmul", "imul", "multiply", "div", "rdiv", "idiv", "divide", "true_divide", "truediv", "rtruediv",
+    "itruediv",
+}  # fmt: skip
 
 
 @operation(*STEEPEST, *ELSEWHERE)
 def activation(op: Operation) -> Meaning:
-    meaning = op.meaning(op.argument(0, "input"))
-    if isinstance(meaning, Weight | Mixed) and len(op.call.inputs) == 1:
-        return changed(meaning, op.name)
+    if (weight := of_weights(op)) is not None:
+        return weight
     return op.result(*op.nodes, slots=bound(STEEPEST[op.name]) if op.name in STEEPEST else None)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from normgeo.geometry.graph import Node
 from normgeo.geometry.operations.elementwise import scale, shift
-from normgeo.geometry.reading import Meaning, Operation, operation
+from normgeo.geometry.reading import Meaning, Mixed, Operation, Weight, of_weights
+from normgeo.geometry.registry import operation
 
 
 @operation("layer_norm", "rms_norm")
@@ -24,9 +25,16 @@ def batch_norm(op: Operation) -> Meaning:
     return _affine(op, out, op.argument(3, "weight"), op.argument(4, "bias"))
 
 
-@operation("normalize", "local_response_norm", "weight_norm", "cosine_similarity")
+@operation("normalize", "local_response_norm", "cosine_similarity")
 def normalize(op: Operation) -> Meaning:
-    return op.result(*op.nodes)
+    return of_weights(op) or op.result(*op.nodes)
+
+
+@operation("weight_norm", "weight_norm_interface")
+def weight_norm(op: Operation) -> Meaning:
+    """g·v/|v|: a matrix and a gain."""
+    parts = [m for x in op.call.inputs if isinstance(m := op.meaning(x), Weight | Mixed)]
+    return Mixed("mul", tuple(parts))
 
 
 def _affine(op: Operation, x: Node, weight: object, bias: object) -> Meaning:

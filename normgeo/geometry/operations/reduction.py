@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from normgeo.geometry.reading import Mixed, Operation, Weight, changed, operation
+from normgeo.geometry.reading import Operation, of_weights
+from normgeo.geometry.registry import operation
 
 
 @operation(
@@ -15,9 +16,4 @@ from normgeo.geometry.reading import Mixed, Operation, Weight, changed, operatio
     *("interpolate", "upsample", "grid_sample", "lp_pool1d", "lp_pool2d", "fn", "nanmean", "nansum", "masked_select"),
 )
 def reduction(op: Operation) -> Any:
-    meaning = op.meaning(op.argument(0, "input"))
-    if isinstance(meaning, Weight | Mixed):
-        # A statistic of a weight; what it multiplies decides.
-        parts = (Weight(meaning.parameter, None, meaning.changed),) if isinstance(meaning, Weight) else (meaning,)
-        return changed(parts[0], op.name)
-    return op.result(*op.nodes)
+    return of_weights(op) or op.result(*op.nodes)

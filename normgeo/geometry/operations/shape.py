@@ -6,103 +6,30 @@ from typing import Any
 
 from normgeo.geometry.factor import typical
 from normgeo.geometry.graph import Node
-from normgeo.geometry.reading import Meaning, Mixed, Operation, Weight, operation
+from normgeo.geometry.reading import Meaning, Mixed, Operation, Weight
 from normgeo.geometry.record import Value
+from normgeo.geometry.registry import operation
 
-MOVES = set(
-    [
-        "view",
-        "reshape",
-        "transpose",
-        "permute",
-        "unsqueeze",
-        "squeeze",
-        "expand",
-        "expand_as",
-        "flatten",
-        "unflatten",
-        "chunk",
-        "split",
-        "tensor_split",
-        "unbind",
-        "getitem",
-        "select",
-        "narrow",
-        "contiguous",
-        "clone",
-        "to",
-        "float",
-        "half",
-        "bfloat16",
-        "double",
-        "type",
-        "type_as",
-        "T",
-        "mT",
-        "H",
-        "mH",
-        "swapaxes",
-        "swapdims",
-        "movedim",
-        "moveaxis",
-        "view_as",
-        "reshape_as",
-        "broadcast_to",
-        "t",
-        "repeat",
-        "tile",
-        "roll",
-        "flip",
-        "split_with_sizes",
-        "alias",
-        "repeat_interleave",
-        "diagonal",
-        "as_strided",
-        "unfold",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "tril",
-        "channel_shuffle",
-        "rot90",
-        "hsplit",
-        "vsplit",
-        "dsplit",
-        "ravel",
-        "triu",
-        "squeeze_copy",
-        "fold",
-        "requires_grad",
-        "unsafe_chunk",
-        "unsafe_split",
-        "atleast_1d",
-        "atleast_2d",
-        "atleast_3d",
-        "view_copy",
-        "cpu",
-        "cuda",
-        "dropout",
-        "dropout1d",
-        "dropout2d",
-        "dropout3d",
-        "alpha_dropout",
-        "feature_dropout",
-        "pin_memory",
-        "pad",
-        "constant_pad_nd",
-        "index_select",
-        "nan_to_num",
-        "positive",
-        "conj",
-        "resolve_conj",
-        "real",
-        "adjoint",
-    ]
-)
+MOVES = {
+    "view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "expand_as", "flatten",
+    "unflatten", "chunk", "split", "tensor_split", "unbind", "getitem", "select", "narrow", "contiguous", "clone",
+    "to", "float", "half", "bfloat16", "double", "type", "type_as", "T", "mT", "H", "mH", "swapaxes", "swapdims",
+    "movedim", "moveaxis", "view_as", "reshape_as", "broadcast_to", "t", "repeat", "tile", "roll", "flip",
+    "split_with_sizes", "alias", "repeat_interleave", "diagonal", "as_strided", "unfold", "pixel_shuffle",
+    "pixel_unshuffle", "tril", "channel_shuffle", "rot90", "hsplit", "vsplit", "dsplit", "ravel", "triu",
+    "squeeze_copy", "fold", "requires_grad", "unsafe_chunk", "unsafe_split", "atleast_1d", "atleast_2d",
+    "atleast_3d", "view_copy", "cpu", "cuda", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
+    "feature_dropout", "pin_memory", "pad", "constant_pad_nd", "index_select", "nan_to_num", "positive", "conj",
+    "resolve_conj", "real", "adjoint",
+}  # fmt: skip
 """in evaluation mode, in which recordings are made, dropout moves nothing at all"""
-COPIES = set(["to", "float", "half", "bfloat16", "double", "type", "type_as", "contiguous", "clone", "cpu", "cuda"])
-CUTS = set(
-    ["detach", "data", "item", "argmax", "argmin", "argsort", "topk_indices", "eq", "ne", "lt", "le", "gt", "ge"]
-)
+COPIES = {
+    "to", "float", "half", "bfloat16", "double", "type", "type_as", "contiguous", "clone", "cpu", "cuda",
+}  # fmt: skip
+CUTS = {
+    "detach", "data", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros",
+    "new_ones", "new_full", "new_empty", "new_tensor", "bernoulli", "heaviside",
+}  # fmt: skip
 
 
 @operation(*MOVES)
