@@ -18,6 +18,7 @@ from normgeo.geometry import Factor, GeometryError, Graph, Input, Leaf, Node, Us
 from normgeo.geometry.measure import undisturbed
 from normgeo.geometry.shares import Share, shares
 from normgeo.geometry.splits import Split
+from normgeo.geometry.ways import Ways
 from normgeo.norms import Norm
 from normgeo.optim import Direction, Operate, Optimizer
 from normgeo.plan.names import named_parameters, some
@@ -147,7 +148,15 @@ def _recorded(
     again = functools.partial(_recorded, recording=recording, masses=masses, norms=norms, radii=radii, strict=strict)
     identity = {name: weakref.ref(p) for name, p in parameters.items()}
     axis = found.output.layout.axis or -1
-    return Plan(tuple(leaves), identity, again, found.assumed, found.unused, axis=axis)
+    ways = _ways(found.graph, found.output, named)
+    return Plan(tuple(leaves), identity, again, found.assumed, found.unused, axis=axis, ways=ways)
+
+
+def _ways(
+    graph: Graph, output: Node, named: Mapping[str, tuple[str, Parameter, list[Use]]]
+) -> dict[str, tuple[str, ...]]:
+    ways = Ways(graph, output)
+    return {leaf: ways.of_uses(uses) for leaf, (_, _, uses) in named.items()}
 
 
 def _shared(leaf: str, name: str, parameter: Parameter, uses: Sequence[Use], share: Share, given: Norm | None) -> Leaf:
@@ -185,8 +194,9 @@ def _compile(
     sizes = [bound(x.size) for x in inputs]
     again = functools.partial(_compile, inputs=inputs, masses=masses, norms=norms, radii=radii, strict=strict)
     identity = {name: weakref.ref(p) for name, p in parameters.items()}
-    drawn = functools.partial(_record, sizes=sizes)
-    return Plan(tuple(leaves), identity, again, inputs=tuple(inputs), axis=output.layout.axis or -1, graph=drawn)
+    ways = _ways(graph, output, _named(graph.uses, parameters))
+    drawn, axis = functools.partial(_record, sizes=sizes), output.layout.axis or -1
+    return Plan(tuple(leaves), identity, again, inputs=tuple(inputs), axis=axis, ways=ways, graph=drawn)
 
 
 def optimizer(

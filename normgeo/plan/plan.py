@@ -21,6 +21,7 @@ from torch.nn import Parameter
 from normgeo.geometry import Factor, Graph, Input, Leaf, Node, Sharpness, measure, sharpness, unwrapped
 from normgeo.geometry.factor import Known
 from normgeo.geometry.measure import CAP, FLOOR
+from normgeo.geometry.shares import REASONS
 from normgeo.linalg import SVD, Polar, PolarExpress
 from normgeo.norms import with_polar
 from normgeo.optim import Direction, Optimizer
@@ -72,6 +73,8 @@ class Plan:
     """what is assumed of each input"""
     axis: int = -1
     """of the features of the output"""
+    ways: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False, repr=False)
+    """leaf name -> the operations between it and the output"""
     graph: Callable[[nn.Module], tuple[Graph, Node]] | None = field(default=None, compare=False, repr=False)
     """draws the graph of operations anew, for models whose modules declare theirs"""
 
@@ -366,15 +369,19 @@ class Plan:
     # ---- on paper
 
     def __str__(self) -> str:
+        return self.to_text()
+
+    def to_text(self, markdown: bool = False) -> str:
+        """The plan as a table for people, as `print` shows it or in Markdown, and what there is to know beside it."""
         typical = sum(leaf.known != "bound" for leaf in self.leaves)
         if not any(leaf.trainable for leaf in self.leaves):
-            return f"{table(self.leaves)}\n{len(self.leaves)} leaves, all frozen"
+            return f"{table(self.leaves, markdown)}\n{len(self.leaves)} leaves, all frozen"
         promise = (
             "all factors are bounds: η bounds the change of the output to first order, inside the unit balls"
             if not typical
             else f"{typical} of {len(self.leaves)} leaves rest on typical factors: η is typical, not a bound"
         )
-        lines = [table(self.leaves), f"{len(self.leaves)} leaves, mass {self.mass:.4g}; {promise}"]
+        lines = [f"{len(self.leaves)} leaves, mass {self.mass:.4g}; {promise}"]
         if self.assumed:
             each = ", ".join(f"{name} ({times})" for name, times in self.assumed.items())
             lines.append(f"assumed, because no rule says what they do: {each}")
@@ -386,6 +393,28 @@ class Plan:
         if measured := sum(leaf.source.startswith("measured") for leaf in self.leaves):
             limits = f"radii from floor {FLOOR:g} to cap {CAP:g}"
             lines.append(f"{measured} leaves measured: x·μ is a lower estimate, the largest found; {limits}")
+        return "\n".join([table(self.leaves, markdown), *[""] * markdown, *lines])
+
+    def why(self, name: str) -> str:
+        """What a leaf is, where its numbers come from, and the operations between it and the output.
+
+        >>> import torch, normgeo as ng
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> print(ng.compile(model, (torch.ones(1, 4),)).why("0.weight").splitlines()[-1])
+        linear (0) → bias (0) → relu (1) → linear (2) → bias (2) → output
+        """
+        leaves = {leaf.name: leaf for leaf in self.leaves}
+        if name not in leaves:
+            raise ValueError(f"the plan has no leaf {name!r}; leaves are {some(leaves, 8)}")
+        leaf = leaves[name]
+        group = leaf.source.removeprefix("by role: ")
+        seen = f", seen as {leaf.view}" if leaf.view else ""
+        lines = [
+            f"{name}: {leaf.role}, {'×'.join(map(str, leaf.shape))}{seen}, in {leaf.norm}",
+            f"radius {leaf.radius:.4g} = {leaf.mass:.4g}/{self.mass:.4g} / ({leaf.input_norm:.4g}·{leaf.sensitivity:.4g}), "
+            f"{leaf.source}, {leaf.known}" + (f": {REASONS[group]}" if group in REASONS else ""),
+            " → ".join([*self.ways.get(name, ()), "output"]),
+        ]
         return "\n".join(lines)
 
     def to_json(self) -> str:
