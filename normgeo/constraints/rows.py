@@ -14,7 +14,7 @@ __all__ = ["Oblique", "RowCap"]
 
 @dataclass(frozen=True)
 class RowCap(Constraint):
-    """wᵢ ← wᵢ / max(1, RMS(wᵢ)/ρ) for every row, the last axis of the weight as its norm sees it.
+    """wᵢ ← wᵢ / max(1, RMS(wᵢ)/ρ) for every row: the last axis of the leaf, for a kernel its last spatial axis.
 
     Invariant: RMS(wᵢ) ≤ ρ after every step, up to rounding, wherever the weights started. Of a linear map W (m, n) this
     bounds each output: |wᵢ·x| ≤ ρ·n for RMS(x) ≤ 1; of an embedding it is `Ball`, of a head `Ball(n·ρ, norm=RMSToLinf())`.

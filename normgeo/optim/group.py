@@ -26,7 +26,7 @@ class Group:
 
     def __init__(
         self, params: Sequence[Parameter], leaves: Callable[[Parameter], Sequence[Leaf]], parts: Parts, store: Store
-    ):
+    ) -> None:
         self.parts = parts
         trained = [p for p in params if p.requires_grad]
         entries = [(p, leaf) for p in trained for leaf in leaves(p)]

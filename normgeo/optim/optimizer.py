@@ -118,10 +118,10 @@ class Optimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. `closure`, needed only by parts that ask for the loss or for Hessian-vector products, returns it."""
-        for group in self.param_groups:  # before any group moves
-            if not isinstance(group["lr"], Tensor):  # looking into a tensor would wait for its device
-                check_lr(group["lr"])
-            group["base_lr"] = group["base_lr"] or float(group["lr"])
+        for options in self.param_groups:  # before any group moves
+            if not isinstance(options["lr"], Tensor):  # looking into a tensor would wait for its device
+                check_lr(options["lr"])
+            options["base_lr"] = options["base_lr"] or float(options["lr"])
         if self._evaluating:
             raise RuntimeError(
                 "step() inside `with opt.averaged()`: the model has its averaged weights; leave the block first"

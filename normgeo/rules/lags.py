@@ -75,7 +75,8 @@ class AdamLags:
     β₂, and the best pair:  J(β₁, β₂) = √((1 - β₁²)/Σ_j 1/c_j)·Σ_k β₁^k·T[k].
 
     Every β₂ has its own v (print has one, so J would not depend on β₂: X0-14), T is averaged, and c is scaled to geometric
-    mean 1, because J grows like c^-½ and would choose whichever v is smallest (X0-15).
+    mean 1 over the entries that have had a gradient, because J grows like c^-½ and would choose whichever v is smallest
+    (X0-15).
 
     >>> tuner, x = AdamLags(candidates=(0.9, 0.99)), torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
     >>> state = tuner.init(x)
