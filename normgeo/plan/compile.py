@@ -176,7 +176,8 @@ def _compile(
             f"{some(unknown)}: the sensitivity is assumed; register the modules behind it or drop strict=True"
         )
     again = functools.partial(_compile, sizes=sizes, masses=masses, norms=norms, radii=radii, strict=strict)
-    return Plan(tuple(leaves), {name: weakref.ref(p) for name, p in parameters.items()}, again)
+    identity = {name: weakref.ref(p) for name, p in parameters.items()}
+    return Plan(tuple(leaves), identity, again, graph=functools.partial(_record, sizes=sizes))
 
 
 def optimizer(

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from normgeo.geometry import Leaf
+from normgeo.geometry import Factor, Graph, Leaf, Node, Sharpness, sharpness, unwrapped
+from normgeo.geometry.factor import Known
 from normgeo.linalg import SVD, Polar, PolarExpress
 from normgeo.norms import with_polar
 from normgeo.optim import Direction, Optimizer
@@ -64,6 +65,8 @@ class Plan:
     """frozen parameters that the output does not depend on; they have no leaf"""
     directions: Mapping[str, Direction] = field(default_factory=dict, repr=False)
     """parameter name -> the direction that a budget gives it, in place of the dual of its norm"""
+    graph: Callable[[nn.Module], tuple[Graph, Node]] | None = field(default=None, compare=False, repr=False)
+    """draws the graph of operations anew, for models whose modules declare theirs"""
 
     # ---- the modular norm
 
@@ -250,6 +253,37 @@ class Plan:
         out = [f"{leaf.name}: x·μ is {leaf.known}" for leaf in moving if leaf.known != "bound"]
         sizes = self.sizes(model)
         return out + [f"{n}: its norm is {s:.4g}, outside the unit ball" for n, s in sizes.items() if not s <= 1 + 1e-5]
+
+    def sharpness(self, model: nn.Module) -> Sharpness:
+        """α, β, γ: how far the promise, which is for small steps, can be off for a step of size ‖Δ‖,
+
+            ‖f(w + Δ) - f(w) - Df[Δ]‖ ≤ α/2·‖Δ‖²,
+
+        for w and w + Δ in their unit balls. A worst case over all weights and inputs, with the dimension factors that it
+        prints; no step size rests on it. `of_loss` makes the sharpness λ of a loss of it.
+
+        >>> import normgeo as ng
+        >>> model = ng.nn.Linear(8, 4) @ ng.nn.Linear(8, 8)
+        >>> print(ng.compile(model).sharpness(model))
+        α 0.5, β 1, γ 0 (bounds)
+          linear  100 %  of α
+        """
+        if self.graph is None:
+            raise ValueError(
+                "second derivatives are declared by modules, and this plan was recorded from a forward pass, loaded or "
+                "copied; write normgeo.compile(model).sharpness(model), with modules of normgeo.nn or registered ones"
+            )
+        names = {id(parameter): name for name, parameter in self.find(model).items()}
+        leaves = {leaf.name: leaf for leaf in self.leaves}
+        graph, output = self.graph(unwrapped(model))
+        radii = []
+        for use in graph.uses:
+            name = names[id(use.parameter)]
+            leaf = leaves[f"{name}[{use.block}]" if use.block else name]
+            # What a module declares holds for the norm that it declares it in.
+            known: Known = "bound" if leaf.norm == use.norm else "typical"
+            radii.append(Factor(leaf.radius if leaf.trainable else 0.0, known))
+        return sharpness(graph, output, radii)
 
     def sizes(self, model: nn.Module | None = None) -> dict[str, float]:
         """leaf name -> norm of the weight as it is now.
