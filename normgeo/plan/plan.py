@@ -19,7 +19,8 @@ from torch.nn import Parameter
 
 from normgeo.geometry import Factor, Graph, Leaf, Node, Sharpness, sharpness, unwrapped
 from normgeo.geometry.factor import Known
-from normgeo.linalg import SVD, Polar, PolarExpress
+from normgeo.geometry.shares import REASONS
+from normgeo.linalg import FAST, SVD, TIGHT, Polar
 from normgeo.norms import with_polar
 from normgeo.optim import Direction, Optimizer
 from normgeo.plan.names import aliases, named_parameters, some
@@ -31,8 +32,8 @@ __all__ = ["Plan"]
 
 Precision = Literal["tight", "fast", "exact"]
 PRECISIONS: dict[str, Polar] = {
-    "tight": PolarExpress(),
-    "fast": PolarExpress(steps=5, dtype=torch.bfloat16),
+    "tight": TIGHT,
+    "fast": FAST,
     "exact": SVD(),
 }
 FORMAT = 1
@@ -65,6 +66,8 @@ class Plan:
     """frozen parameters that the output does not depend on; they have no leaf"""
     directions: Mapping[str, Direction] = field(default_factory=dict, repr=False)
     """parameter name -> the direction that a budget gives it, in place of the dual of its norm"""
+    ways: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False, repr=False)
+    """leaf name -> the operations between it and the output"""
     graph: Callable[[nn.Module], tuple[Graph, Node]] | None = field(default=None, compare=False, repr=False)
     """draws the graph of operations anew, for models whose modules declare theirs"""
 
@@ -134,8 +137,9 @@ class Plan:
     ) -> Optimizer | list[tuple[str, str]]:
         """The optimizer of the model, or of parameter groups made with `groups`. Options are those of `Optimizer`.
 
-        precision: how polar factors are computed. "tight" (Polar Express, 6 steps, float32: singular values in [.994, 1],
-        never above the unit ball), "fast" (5 steps in bfloat16: [.75, 1.03]), "exact" (SVD), or any `normgeo.linalg.Polar`.
+        precision: how polar factors are computed; both named ones multiply in bfloat16 where the device does that faster.
+        "tight": singular values of G/‖G‖_F in [1e-3, 1] land in [.99, 1], never above the unit ball. "fast", two thirds of
+        the work: those in [4e-3, 1] in [.92, 1.02], smaller ones fall short. "exact": SVD. Or any `normgeo.linalg.Polar`.
         constraint: one for all leaves, or by pattern with "*" for the rest, {"head": Free(), "*": Ball(2.0)}; each pattern
         becomes a parameter group.
         dry_run=True returns, in place of the optimizer, the leaves that it would not move and why.
@@ -299,15 +303,19 @@ class Plan:
     # ---- on paper
 
     def __str__(self) -> str:
+        return self.to_text()
+
+    def to_text(self, markdown: bool = False) -> str:
+        """The plan as a table for people, as `print` shows it or in Markdown, and what there is to know beside it."""
         typical = sum(leaf.known != "bound" for leaf in self.leaves)
         if not any(leaf.trainable for leaf in self.leaves):
-            return f"{table(self.leaves)}\n{len(self.leaves)} leaves, all frozen"
+            return f"{table(self.leaves, markdown)}\n{len(self.leaves)} leaves, all frozen"
         promise = (
             "all factors are bounds: η bounds the change of the output to first order, inside the unit balls"
             if not typical
             else f"{typical} of {len(self.leaves)} leaves rest on typical factors: η is typical, not a bound"
         )
-        lines = [table(self.leaves), f"{len(self.leaves)} leaves, mass {self.mass:.4g}; {promise}"]
+        lines = [f"{len(self.leaves)} leaves, mass {self.mass:.4g}; {promise}"]
         if self.assumed:
             each = ", ".join(f"{name} ({times})" for name, times in self.assumed.items())
             lines.append(f"assumed, because no rule says what they do: {each}")
@@ -316,6 +324,28 @@ class Plan:
         for direction in dict.fromkeys(map(str, self.directions.values())):
             names = [name for name, one in self.directions.items() if str(one) == direction]
             lines.append(f"{some(names)}: {direction}")
+        return "\n".join([table(self.leaves, markdown), *[""] * markdown, *lines])
+
+    def why(self, name: str) -> str:
+        """What a leaf is, where its numbers come from, and the operations between it and the output.
+
+        >>> import torch, normgeo as ng
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> print(ng.compile(model, (torch.ones(1, 4),)).why("0.weight").splitlines()[-1])
+        linear (0) → bias (0) → relu (1) → linear (2) → bias (2) → output
+        """
+        leaves = {leaf.name: leaf for leaf in self.leaves}
+        if name not in leaves:
+            raise ValueError(f"the plan has no leaf {name!r}; leaves are {some(leaves, 8)}")
+        leaf = leaves[name]
+        group = leaf.source.removeprefix("by role: ")
+        seen = f", seen as {leaf.view}" if leaf.view else ""
+        lines = [
+            f"{name}: {leaf.role}, {'×'.join(map(str, leaf.shape))}{seen}, in {leaf.norm}",
+            f"radius {leaf.radius:.4g} = {leaf.mass:.4g}/{self.mass:.4g} / ({leaf.input_norm:.4g}·{leaf.sensitivity:.4g}), "
+            f"{leaf.source}, {leaf.known}" + (f": {REASONS[group]}" if group in REASONS else ""),
+            " → ".join([*self.ways.get(name, ()), "output"]),
+        ]
         return "\n".join(lines)
 
     def to_json(self) -> str:
