@@ -207,12 +207,17 @@ def studies() -> dict[str, Study]:
         "Muon + AdamW, decay 0.1": [Entry.of("muon", lr=lr, lr_rest=1e-3) for lr in (0.03, 0.1, 0.3)],
         "Muon + AdamW, decay 0": [Entry.of("muon", lr=lr, lr_rest=1e-3, decay=0.0) for lr in (0.01, 0.03, 0.1)],
     }
-    sweep = {
+    muon = [Entry.of("muon", lr=lr, lr_rest=1e-2) for lr in (0.02, 0.04, 0.08, 0.16)]
+    by_width = {
         "normgeo": [Entry.of("ours", lr=lr) for lr in (0.1, 0.2, 0.28, 0.4)],
-        "AdamW": [Entry.of("adamw", lr=lr) for lr in (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)],
-        "Muon + AdamW": [Entry.of("muon", lr=lr, lr_rest=1e-2) for lr in (0.02, 0.04, 0.08, 0.16)],
+        "AdamW": [Entry.of("adamw", lr=lr) for lr in (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)],
+        "Muon + AdamW": muon,
     }
-    longer = {**sweep, "normgeo": [Entry.of("ours", lr=lr) for lr in (0.1, 0.2, 0.28, 0.4, 0.57, 0.8)]}
+    by_depth = {
+        "normgeo": [Entry.of("ours", lr=lr) for lr in (0.1, 0.2, 0.28, 0.4, 0.57, 0.8)],
+        "AdamW": [Entry.of("adamw", lr=lr) for lr in (4e-3, 8e-3, 1.6e-2, 3.2e-2)],
+        "Muon + AdamW": muon,
+    }
     gpt, mlp = ["gpt width 128 depth 3 steps 500"], ["mlp width 256 steps 1950"]
     widths = [f"mlp width {width} steps 195" for width in (64, 256, 1024)]
     depths = [f"gpt width 64 depth {depth} batch 16 steps 150" for depth in (2, 4, 8, 16)]
@@ -220,8 +225,8 @@ def studies() -> dict[str, Study]:
         "gpt": Comparison("GPT of width 128, depth 3, 500 steps", gpt, text_field, "validation"),
         "mlp": Comparison("MLP of width 256, 1950 steps, tuned for accuracy", mlp, classes_field, "accuracy"),
         "fit": Comparison("MLP of width 256, 1950 steps, tuned for training loss", mlp, classes_field, "train"),
-        "width": Transfer("one learning rate for MLPs of all widths, 195 steps", widths, sweep),
-        "depth": Transfer("one learning rate for GPTs of all depths, width 64, 150 steps", depths, longer),
+        "width": Transfer("one learning rate for MLPs of all widths, 195 steps", widths, by_width),
+        "depth": Transfer("one learning rate for GPTs of all depths, width 64, 150 steps", depths, by_depth),
     }
 
 
