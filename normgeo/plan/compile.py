@@ -129,15 +129,17 @@ def _recorded(
     parameters = _some_parameters(inner)
     found = run(inner, parameters, **recording)
     if strict and found.assumed:
-        unknown = ", ".join(f"{name} ({times} times)" for name, times in found.assumed.items())
+        each = ", ".join(f"{name} ({times} times)" for name, times in found.assumed.items())
         raise GeometryError(
-            f"no rule says what {unknown} does to sizes, so it is assumed; write "
+            f"no rule says what {each} does to sizes, so it is assumed; write "
             f'@normgeo.geometry.operation("{next(iter(found.assumed))}") above a rule, or drop strict=True'
         )
     named = _named(found.graph.uses, parameters)
     by_role = shares(found.graph, found.output, {leaf: each for leaf, (_, _, each) in named.items()})
     given = overrides("norms", norms, list(named))
     leaves = [_shared(leaf, *named[leaf], by_role[leaf], given.get(leaf)) for leaf in named]
+    if strict and (unknown := [leaf.name for leaf in leaves if leaf.known == "assumed"]):
+        raise GeometryError(f"{some(unknown)}: what they are is assumed; say it with roles={{...}} or drop strict=True")
     leaves = _with_radii(_with_masses(leaves, masses), radii)
     again = functools.partial(_recorded, recording=recording, masses=masses, norms=norms, radii=radii, strict=strict)
     identity = {name: weakref.ref(p) for name, p in parameters.items()}
