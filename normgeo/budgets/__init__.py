@@ -4,6 +4,21 @@ from normgeo.budgets.base import Budget, checked
 from normgeo.budgets.combinators import Blocks, Intersection, Product, Scaled, Sum
 from normgeo.budgets.datametric import DataMetric, allot
 from normgeo.budgets.diagonal import Diagonal
+from normgeo.budgets.dynamic import (
+    Dynamic,
+    DynamicDataMetric,
+    DynamicDiagonal,
+    DynamicEllipsoid,
+    DynamicFrobenius,
+    IsotropicMoment,
+    LagMoment,
+    Nesterov,
+    OnePole,
+    PerFrequency,
+    Restricted,
+    best_ray,
+    transfer,
+)
 from normgeo.budgets.ellipsoid import Ellipsoid
 from normgeo.budgets.factored import KroneckerMoment, SketchMoment
 from normgeo.budgets.frobenius import Frobenius
@@ -22,19 +37,30 @@ __all__ = [
     "DataMetric",
     "Diagonal",
     "DiagonalMoment",
+    "Dynamic",
+    "DynamicDataMetric",
+    "DynamicDiagonal",
+    "DynamicEllipsoid",
+    "DynamicFrobenius",
     "Ellipsoid",
     "Frobenius",
     "FullMoment",
     "Intersection",
     "Invariant",
+    "IsotropicMoment",
     "KroneckerMoment",
+    "LagMoment",
     "LayerWise",
     "Moment",
+    "Nesterov",
     "NumericalWarning",
     "OnDiagonal",
+    "OnePole",
     "Penalty",
+    "PerFrequency",
     "Product",
     "Recipe",
+    "Restricted",
     "Scaled",
     "Setting",
     "SketchMoment",
@@ -42,6 +68,8 @@ __all__ = [
     "Step",
     "Sum",
     "allot",
+    "best_ray",
     "checked",
     "registry",
+    "transfer",
 ]

@@ -12,7 +12,7 @@ from normgeo.budgets import numerical
 
 __all__ = ["Budget", "Kind", "below_zero", "checked", "floating", "inner"]
 
-Kind = Literal["matrix", "diagonal", "step"]
+Kind = Literal["matrix", "diagonal", "step", "filter"]
 
 
 class Budget:
@@ -28,7 +28,8 @@ class Budget:
     support(M) ≥ support(N); a batch axis changes nothing.
 
     `kind` says what the last axes hold: a "matrix" Q ≽ 0 (d, d), symmetric; the "diagonal" q ≥ 0 (d,) of one, with moment
-    diag(M); or, without a sign, the "step" θ̇ itself, with moment g. M may be indefinite (validation moments are); Q may
+    diag(M); or, without a sign, the "step" θ̇ itself, with moment g, or a "filter" Q[k] with moments at lags (`Dynamic`). M
+    may be indefinite (validation moments are); Q may
     not, so gauge is +∞ there.
 
     A subclass defines one of `maximizer`, `gauge`, `project`, `constraints`. What it leaves out of the first three is found
@@ -53,6 +54,11 @@ class Budget:
         if all(getattr(cls, name) is getattr(Budget, name) for name in numerical.GIVEN):
             raise TypeError(f"{cls.__name__} is no set yet: define one of {', '.join(numerical.GIVEN)}")
         return super().__new__(cls)
+
+    @property
+    def signed(self) -> bool:
+        """Whether Q ≽ 0 is asked."""
+        return self.kind in ("matrix", "diagonal")
 
     def __rmul__(self, factor: float) -> Budget:
         """c·𝒬 = {c·Q}."""
@@ -110,9 +116,15 @@ def inner(q: Tensor, m: Tensor, ndim: int) -> Tensor:  # (*b, *d), (*b, *d) -> (
 
 def floating(x: Tensor, budget: Budget) -> Tensor:
     """x, checked to be what the budget's last axes hold, in at least float32."""
-    square = budget.kind != "matrix" or (x.ndim >= 2 and x.shape[-1] == x.shape[-2])
+    matrices = budget.kind == "matrix" or (budget.kind == "filter" and budget.ndim == 3)
+    square = not matrices or (x.ndim >= 2 and x.shape[-1] == x.shape[-2])
     if not x.is_floating_point() or x.ndim < budget.ndim or not square or 0 in x.shape[x.ndim - budget.ndim :]:
-        wanted = {"matrix": "(..., d, d)", "diagonal": "(..., d)", "step": f"with {budget.ndim} axes"}[budget.kind]
+        wanted = {
+            "matrix": "(..., d, d)",
+            "diagonal": "(..., d)",
+            "step": f"with {budget.ndim} axes",
+            "filter": "(..., lags, d)" if budget.ndim == 2 else "(..., lags, d, d)",
+        }[budget.kind]
         raise ValueError(
             f"{type(budget).__name__} is about a {budget.kind} {wanted}, got {x.dtype} of shape {tuple(x.shape)}"
         )

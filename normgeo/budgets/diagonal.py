@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from normgeo.budgets.base import Budget, below_zero, checked, floating
-from normgeo.budgets.checks import positive
+from normgeo.budgets.checks import costs, positive
 from normgeo.budgets.numerical import Constraint
 from normgeo.linalg import l2
 from normgeo.norms.vectors import unit
@@ -34,16 +34,7 @@ class Diagonal(Budget):
 
     def __post_init__(self) -> None:
         positive("Diagonal", B=self.B)
-        if isinstance(self.costs, Tensor):
-            ok = (self.costs > 0) & self.costs.isfinite()
-            if not bool(ok.all()):
-                bad = float(self.costs[~ok].flatten()[0])
-                raise ValueError(
-                    f"Diagonal: every cost must be a finite number > 0, got {bad} ({int((~ok).sum())} such); "
-                    f"a coordinate without a cost makes the set unbounded"
-                )
-        else:
-            positive("Diagonal", costs=self.costs)
+        costs("Diagonal", self.costs)
 
     def gauge(self, q: Tensor) -> Tensor:
         q = floating(q, self)

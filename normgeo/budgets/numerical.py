@@ -101,7 +101,7 @@ def within(budget: Budget, q: Tensor) -> Tensor:  # (n, *d) -> (n,)
     """Whether Q is in the budget, to rounding."""
     from normgeo.budgets.base import below_zero
 
-    if budget.kind == "step":
+    if not budget.signed:
         ok = torch.ones(len(q), dtype=torch.bool, device=q.device)
     else:
         ok = ~below_zero(torch.linalg.eigvalsh(q) if budget.kind == "matrix" else q)
@@ -130,7 +130,7 @@ def _barrier(budget: Budget, m: Tensor) -> Tensor:  # (n, *d) -> (n, *d)
     _bounded(budget, m)
     x = torch.zeros(len(m), len(directions), dtype=m.dtype) + torch.tensordot(directions, middle, dims=middle.ndim)
     unit = float(middle.abs().max())
-    nu = sum(_order(slack(middle)) for slack in slacks) + (m.shape[-1] if budget.kind != "step" else 0)
+    nu = sum(_order(slack(middle)) for slack in slacks) + (m.shape[-1] if budget.signed else 0)
 
     def operator(y: Tensor) -> Tensor:  # (k,) -> (*d)
         return torch.tensordot(y, directions, dims=1)
@@ -138,7 +138,7 @@ def _barrier(budget: Budget, m: Tensor) -> Tensor:  # (n, *d) -> (n, *d)
     def barrier(y: Tensor, target: Tensor, t: Tensor) -> Tensor:
         q = operator(y)
         walls = [slack(q) for slack in slacks]
-        if budget.kind != "step":
+        if budget.signed:
             walls.append(q / unit)
         return -t * (q * target).sum() / unit - sum(_log(w) for w in walls)
 
@@ -227,7 +227,7 @@ def _inside(budget: Budget, slacks: Sequence[Constraint], like: Tensor) -> Tenso
         if all(_least(slack(2.0**e * one)) > 0 for slack in slacks):
             if e == 100:  # not even a multiple of the identity ends
                 raise ValueError(f"{type(budget).__name__} is unbounded: {2.0**e:.3g}·I is within all its constraints")
-            return zero if budget.kind == "step" else 2.0 ** (e - 1) * one
+            return zero if not budget.signed else 2.0 ** (e - 1) * one
     worst = min((_least(slack(2.0**-99 * one)), number) for number, slack in enumerate(slacks))
     raise ValueError(
         f"{type(budget).__name__}: no ε·I is strictly inside; constraint {worst[1]} has slack {worst[0]:.3g} at "
@@ -320,7 +320,7 @@ def _size_by_maximizer(budget: Budget, q: Tensor) -> Tensor:  # (*d) -> ()
 
     if not q.any():
         return q.new_zeros(())
-    if budget.kind != "step" and bool(below_zero(torch.linalg.eigvalsh(q) if budget.kind == "matrix" else q).any()):
+    if budget.signed and bool(below_zero(torch.linalg.eigvalsh(q) if budget.kind == "matrix" else q).any()):
         return q.new_full((), torch.inf)
     directions = _directions(budget, q.unsqueeze(0))
 

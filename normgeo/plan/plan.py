@@ -20,11 +20,12 @@ from torch.nn import Parameter
 from normgeo.geometry import Leaf
 from normgeo.linalg import SVD, Polar, PolarExpress
 from normgeo.norms import with_polar
-from normgeo.optim import Direction, Optimizer
+from normgeo.optim import Direction, Filter, Optimizer
 from normgeo.plan.names import aliases, named_parameters, some
 from normgeo.plan.patterns import overrides
 from normgeo.plan.serialise import from_plain, leaf_from_plain, leaf_to_plain, to_plain
 from normgeo.plan.table import table
+from normgeo.rules import Plain
 
 __all__ = ["Plan"]
 
@@ -190,6 +191,8 @@ class Plan:
             one: dict[str, Any] = dict(own.get(name, {}))
             if name in self.directions:
                 one.setdefault("direction", self.directions[name])
+                if isinstance(self.directions[name], Filter):  # a memory of its own
+                    one.setdefault("rule", Plain())
             key = (id(own[name]) if name in own else 0, id(self.directions.get(name)))
             group = groups.setdefault(key, {"params": [], "leaves": [], **one})
             group["params"].append(found[name])
