@@ -76,7 +76,9 @@ INSTANCES = {
 
 
 def test_every_exported_dynamic_budget_is_checked():
-    assert {type(b) for b in INSTANCES.values() if isinstance(b, Dynamic)} == set(exported(budgets, Dynamic)) - {Dynamic}
+    assert {type(b) for b in INSTANCES.values() if isinstance(b, Dynamic)} == set(exported(budgets, Dynamic)) - {
+        Dynamic
+    }
 
 
 @pytest.mark.parametrize("name", [name for name in INSTANCES if name != "sum"])
@@ -406,7 +408,11 @@ def test_isotropic_and_diagonal_moments_are_parts_of_the_full_one():
 def test_bad_input_is_one_sentence():
     for make, error, message in (
         (lambda: DynamicFrobenius(-1.0), ValueError, "B must be a finite number > 0, got -1.0"),
-        (lambda: DynamicDiagonal(torch.tensor([1.0, 0.0])), ValueError, "every cost must be a finite number > 0, got 0"),
+        (
+            lambda: DynamicDiagonal(torch.tensor([1.0, 0.0])),
+            ValueError,
+            "every cost must be a finite number > 0, got 0",
+        ),
         (lambda: DynamicEllipsoid(-torch.eye(2)), ValueError, "metric must be ≽ 0"),
         (lambda: DynamicFrobenius().maximizer(torch.ones(3, 2)), ValueError, r"about a filter \(..., lags, d, d\)"),
         (lambda: DynamicDiagonal().maximizer(torch.ones(3)), ValueError, r"about a filter \(..., lags, d\)"),

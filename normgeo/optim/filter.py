@@ -39,8 +39,8 @@ class Filter(Direction):
 
     Beside the leaf this keeps `lags` gradients, and as many moments with each="entry": 2·lags + 1 times the leaf,
     against lags + 1 with each="leaf". A gradient is forgotten after so many steps, so rows of tables that are no longer
-    seen stop. size="norm": D is brought to norm 1 in the leaf's norm, so that lr keeps its meaning; "budget": D as it
-    is.
+    seen stop. R holds products of gradients: of gradients beyond 1e19 or below 1e-19 they leave the range of float32.
+    size="norm": D is brought to norm 1 in the leaf's norm, so that lr keeps its meaning; "budget": D as it is.
 
     >>> import normgeo as ng
     >>> model = ng.nn.MLP(8, 16, 4)

@@ -15,20 +15,22 @@ from normgeo.budgets.dynamic.base import Dynamic
 __all__ = ["Nesterov", "OnePole", "Restricted", "best_ray"]
 
 LONGEST = 1e-3
-"""1 - β of the longest memory that is considered"""
+"""1 - β of the longest memory that families consider"""
 
 
-def best_ray(ray: Callable[[Tensor], Tensor], S: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+def best_ray(
+    ray: Callable[[Tensor], Tensor], S: Tensor, grid: Tensor, rays: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """u* = argmax ⟨ray(u), S⟩ over the range of `grid`, and the maximum, for lag curves S (*b, K): both (*b,).
 
-    `ray` takes u (*b,) to unit rays (*b, K). A parabola through the best three points of the even, increasing grid
-    refines u to the square of its spacing; where the ends are better, they are taken.
+    `ray` takes u (*b,) to unit rays (*b, K); `rays` are those of the grid, where they are kept. A parabola through the
+    best three points of the even grid refines u; where the ends are better, they are taken.
 
     >>> def direction(u): return torch.stack([u.cos(), u.sin()], -1)
     >>> best_ray(direction, torch.tensor([3.0, 3.0]), torch.linspace(0, 1.5, 50))
     (tensor(0.7854), tensor(4.2426))
     """
-    values = S @ ray(grid).mT
+    values = S @ (ray(grid) if rays is None else rays).mT
     middle = values.argmax(-1).clamp(1, len(grid) - 2)
     left, at, right = (values.gather(-1, (middle + k).unsqueeze(-1)).squeeze(-1) for k in (-1, 0, 1))
     bend = left - 2 * at + right
