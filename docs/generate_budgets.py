@@ -91,7 +91,7 @@ coordinates, (K, d, d) for symmetric matrices. Q[k] ≽ 0 is not asked.
 | `DynamicDiagonal(costs, B)` | Σⱼ cⱼ Σ_k qⱼ[k]² ≤ B | Rⱼⱼ[k]/cⱼ |
 | `DynamicEllipsoid(W, B)` | Σ_k tr(Q[k] W Q[k]) ≤ B | W Q[k] + Q[k] W = c·R[k] |
 | `DynamicDataMetric(power, B)` | `DynamicDiagonal` with costs vᵖ, v = R[0] | v^(1-p) times the autocorrelation |
-| `PerFrequency(b)` | Re Q(ω) in the static budget b at every frequency | b's best for the spectral density S(ω), made causal |
+| `PerFrequency(b)` | Re Q(ω) in the static budget b, at every ω | b's best for the spectral density, made causal |
 | `OnePole(b)`, `Nesterov(b)` | momentum: filters η·βᵏ·P within b | β from the lags, then η so that b is used up |
 
 `LagMoment(lags, moment)` measures R from the last gradients, with a bias correction for each lag.
@@ -104,8 +104,8 @@ opt = plan.optimizer(model, lr=0.1)
 ```
 
 A filter is a memory of its own: these leaves have no momentum in front unless `plan.groups({{"2": dict(rule=...)}})` gives
-them one. `ng.optim.Filter(budget, lags=8, each="leaf")` says more. It keeps as many gradients as lags; `rules.TunedMomentum` is
-what to take where one pole is enough and memory is dear.
+them one. `ng.optim.Filter(budget, lags=8, each="leaf")` says more. It keeps as many gradients as lags;
+`rules.TunedMomentum` is what to take where one pole is enough and memory is dear.
 
 ## One's own
 
@@ -119,7 +119,22 @@ Give one of `maximizer`, `gauge`, `project`, `constraints`; the others are found
 | gauge | | BFGS over Q = LLᵀ |
 | maximizer | BFGS on the polar | |
 
-`examples/own_budget.py` is a worked example.
+`examples/own_budget.py` is a worked example: operators that commute with shifts, priced by the power spectrum of a few
+inputs, for a filter of 64 taps that is driven by a coloured signal. ‖w - w*‖²/‖w*‖² after 200 steps of 4 samples, each
+contender at the best of the learning rates 1, 2, 4, 8, mean and range over 5 seeds
+(`python examples/own_budget.py --seeds 5`):
+
+| budget | lr | error |
+|---|---|---|
+| **ShiftInvariant, the new one** | 2 | **0.021** (0.016 to 0.028) |
+| DataMetric(1.5), full moment (AdaGrad) | 4 | 0.032 (0.025 to 0.044) |
+| Ellipsoid with the same prices, without the shifts | 8 | 0.116 (0.067 to 0.187) |
+| none, the dual of the leaf's norm | 4 | 0.118 (0.104 to 0.146) |
+| DataMetric(1.5), diagonal moment (RMSProp) | 4 | 0.123 (0.068 to 0.162) |
+| Spectral(8, 1) | 4 | 0.434 (0.343 to 0.515) |
+| Frobenius | 4 | 0.564 (0.468 to 0.679) |
+
+The last two put power where the gradient has most of it, which is the contrary of what a badly conditioned problem needs.
 
 ## Known optimizers as budgets
 

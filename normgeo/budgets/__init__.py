@@ -2,7 +2,7 @@
 
 from normgeo.budgets.base import Budget, checked
 from normgeo.budgets.combinators import Blocks, Intersection, Product, Scaled, Sum
-from normgeo.budgets.datametric import DataMetric, allot
+from normgeo.budgets.datametric import DataMetric, on_values
 from normgeo.budgets.diagonal import Diagonal
 from normgeo.budgets.dynamic import (
     Dynamic,
@@ -67,9 +67,9 @@ __all__ = [
     "Spectral",
     "Step",
     "Sum",
-    "allot",
     "best_ray",
     "checked",
+    "on_values",
     "registry",
     "transfer",
 ]

@@ -102,7 +102,7 @@ class Line:
         if self.start is not None and not isinstance(eta, Tensor) and eta == 0:
             return self.start
         both = list(zip(self.stacks, self.moves, strict=True))
-        grads = {p: None if p.grad is None else p.grad.clone() for p in self.parameters}
+        grads = {p: (p.grad, None if p.grad is None else p.grad.clone()) for p in self.parameters}
         present = [stack.present() for stack in self.stacks]
         try:
             for (stack, move), where in zip(both, present, strict=True):
@@ -116,6 +116,6 @@ class Line:
         finally:
             for (stack, move), where in zip(both, present, strict=True):
                 stack.write(move.W, where)
-            for p, grad in grads.items():
-                p.grad = grad
+            for p, (grad, values) in grads.items():  # the same tensors: others may hold views of them
+                p.grad = grad if grad is None or values is None else grad.copy_(values)
         return torch.as_tensor(loss).detach(), -slope

@@ -32,7 +32,7 @@ class TunedMomentum(Rule):
     memory: float = 0.99
     center: bool = False
     most: float = 0.99
-    entries: int = 4096
+    entries: int = 1024
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta <= self.most < 1:

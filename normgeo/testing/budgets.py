@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from normgeo.budgets import Budget, Dynamic
-from normgeo.budgets.base import below_zero, inner
-from normgeo.budgets.numerical import own
+from normgeo.budgets.base import inner
+from normgeo.budgets.shapes import FREE, below_zero, own
 
 __all__ = ["check_budget"]
 
@@ -45,7 +45,8 @@ class _Laws:
         self.generator = torch.Generator().manual_seed(seed)
         core = 2 if budget.kind == "matrix" else 1
         self.shape = (2,) * (budget.ndim - core) + (dim,) * core
-        if not budget.signed:
+        self.cone = budget.kind not in FREE
+        if not self.cone:
             self.shape = (dim,) * budget.ndim
         # Of filters, the operators at each lag may be symmetric matrices, and the sign is that of the response.
         filters = budget if isinstance(budget, Dynamic) else None
@@ -82,7 +83,7 @@ class _Laws:
             x[..., rank:] = 0
         if self.passive:
             return self.correlations(x)
-        if not self.budget.signed:
+        if not self.cone:
             return x + x.mT if self.symmetric else x
         return x @ x.mT if self.budget.kind == "matrix" else x.square()
 
@@ -130,7 +131,7 @@ class _Laws:
             assert size <= 1 + self.tol, f"gauge(maximizer(M)) = {size:.12g} > 1 for M ({name}) = {m}"
             if best > 1e-6 * scale:
                 self.close("gauge(maximizer(M)) = 1 where support(M) > 0", size, 1.0, m)
-            if self.budget.signed:
+            if self.cone:
                 values = torch.linalg.eigvalsh(q) if self.budget.kind == "matrix" else q
                 assert not below_zero(values).any(), f"maximizer(M) is not ≽ 0 for M ({name}) = {m}"
         assert not self.budget.maximizer(torch.zeros_like(self.moments[0])).any(), "maximizer(0) is not 0"
@@ -194,7 +195,7 @@ class _Laws:
                 )
 
     def order(self) -> None:
-        if not (self.budget.signed or self.passive):
+        if not (self.cone or self.passive):
             return
         more = torch.stack([self.positive(rank=2) for _ in self.names])
         for (name, n, _, low, _), high in zip(self.cases(), self.budget.support(self.moments + more), strict=True):
@@ -214,7 +215,7 @@ class _Laws:
     def domain(self) -> None:
         zero = self.budget.gauge(torch.zeros_like(self.moments[0]))
         assert zero == 0, f"gauge(0) = {zero}, but 0 is in every budget"
-        if self.budget.signed or self.passive:
+        if self.cone or self.passive:
             q = -self.positive()
             assert self.budget.gauge(q) == torch.inf, f"gauge(Q) = {self.budget.gauge(q)} for Q = {q}, which is not ≽ 0"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from normgeo.budgets.base import Budget, Kind, checked, floating
+from normgeo.budgets.base import Budget, checked, floating
+from normgeo.budgets.shapes import Kind
 
 __all__ = ["Dynamic"]
 
