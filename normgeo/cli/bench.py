@@ -3,6 +3,7 @@
 import click
 
 from normgeo.cli.quality import quality
+from normgeo.cli.speed import speed
 
 __all__ = ["bench"]
 
@@ -13,3 +14,4 @@ def bench() -> None:
 
 
 bench.add_command(quality)
+bench.add_command(speed)
