@@ -51,6 +51,12 @@ class Restricted(ABC):
     "project, then re-saturate" (Lemma 4 of the budget theory as it holds; printed without the second half, X0-7). The
     family is a cone that is not convex, so this is no `Budget`: it has a `support`, which is sublinear, and a
     `maximizer`, but no gauge. ‖a‖ is that of K taps, as the budget counts them; where βᴷ is small, that of all.
+
+    >>> from normgeo.budgets import DynamicDiagonal
+    >>> class Pair(Restricted):
+    ...     def taps(self, beta, lags): return torch.stack([beta**0, beta, *[0 * beta] * (lags - 2)], -1)
+    >>> Pair(DynamicDiagonal()).best(torch.tensor([[1.0], [0.5], [9.0]]))[0].round(decimals=3)
+    tensor(0.5000)
     """
 
     budget: Dynamic
