@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from normgeo.budgets import Budget, DataMetric, DynamicDataMetric, Restricted
-from normgeo.geometry import Factor, GeometryError, Graph, Leaf, Node, Use, bound, trace, unwrapped
+from normgeo.geometry import Factor, GeometryError, Graph, Input, Leaf, Node, Use, bound, trace, unwrapped
+from normgeo.geometry.measure import undisturbed
 from normgeo.geometry.shares import Share, shares
 from normgeo.geometry.splits import Split
 from normgeo.geometry.ways import Ways
@@ -54,10 +55,11 @@ def compile(
     operation that uses it, and its radius from its role (`normgeo.geometry.shares` says how).
 
     output: which of the tensors that the model gives counts, by name, position or function; by default the tensor itself,
-    .logits, .last_hidden_state or the only floating tensor. masses, norms, radii: values by pattern of leaf or module
-    names; a mass is that of each leaf. budgets: by pattern of parameter names, operators on gradients in place of the dual
-    of the leaf's norm, `optim.Operate(budget)`; filters, in place of the momentum too, `optim.Filter(budget)`; or one of
-    these. roles: what parameters are used as, by pattern, in place of what is found. splits: blocks of fused parameters, as
+    .logits, .last_hidden_state or the only floating tensor. sensitivity: "declared" by modules and roles, or "measured" at
+    the example inputs (`Plan.refresh`). masses, norms, radii: values by pattern of leaf or module names; a mass is that
+    of each leaf. budgets: by pattern of parameter names, operators on gradients in place of the dual of the leaf's norm,
+    `optim.Operate(budget)`; filters, in place of the momentum too, `optim.Filter(budget)`; or one of these. roles: what
+    parameters are used as, by pattern, in place of what is found. splits: blocks of fused parameters, as
     `{"*.qkv": "(three h d) i -> three h d i"}`.
     strict=True makes an assumed factor an error. Nothing is JIT-compiled, and the model is left as it was.
 
@@ -70,17 +72,21 @@ def compile(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"compile takes a torch.nn.Module, got {model!r}")
-    if sensitivity != "declared":
-        raise ValueError(f'sensitivity={sensitivity!r} is not known here; write sensitivity="declared"')
+    if sensitivity not in ("declared", "measured"):
+        raise ValueError(f'sensitivity={sensitivity!r} is not known here; write sensitivity="declared" or "measured"')
+    if sensitivity == "measured" and example_inputs is None and example_kwargs is None:
+        raise ValueError('sensitivity="measured" needs inputs to measure at; write example_inputs=(x,)')
     if isinstance(example_inputs, Tensor):
         raise TypeError("example_inputs is a tuple of the model's arguments; write example_inputs=(x,)")
     inner = unwrapped(model)
     options: dict[str, Any] = {"masses": masses, "norms": norms, "radii": radii, "strict": strict}
     recording = {"kwargs": example_kwargs, "output": output, "roles": roles, "splits": splits}
     if all(option is None for option in recording.values()) and _declares(inner, example_inputs):
-        plan = _compile(model, sizes=_sizes(inner, example_inputs), **options)
+        plan = _compile(model, inputs=_inputs(inner, example_inputs), **options)
     else:
         plan = _recorded(model, {"args": example_inputs or (), **recording}, **options)
+    if sensitivity == "measured":
+        plan = plan.refresh(model, example_inputs or (), example_kwargs, output=output)
     return _with_budgets(plan, budgets) if budgets else plan
 
 
@@ -133,20 +139,23 @@ def _recorded(
     parameters = _some_parameters(inner)
     found = run(inner, parameters, **recording)
     if strict and found.assumed:
-        unknown = ", ".join(f"{name} ({times} times)" for name, times in found.assumed.items())
+        each = ", ".join(f"{name} ({times} times)" for name, times in found.assumed.items())
         raise GeometryError(
-            f"no rule says what {unknown} does to sizes, so it is assumed; write "
+            f"no rule says what {each} does to sizes, so it is assumed; write "
             f'@normgeo.geometry.operation("{next(iter(found.assumed))}") above a rule, or drop strict=True'
         )
     named = _named(found.graph.uses, parameters)
     by_role = shares(found.graph, found.output, {leaf: each for leaf, (_, _, each) in named.items()})
     given = overrides("norms", norms, list(named))
     leaves = [_shared(leaf, *named[leaf], by_role[leaf], given.get(leaf)) for leaf in named]
+    if strict and (unknown := [leaf.name for leaf in leaves if leaf.known == "assumed"]):
+        raise GeometryError(f"{some(unknown)}: what they are is assumed; say it with roles={{...}} or drop strict=True")
     leaves = _with_radii(_with_masses(leaves, masses), radii)
     again = functools.partial(_recorded, recording=recording, masses=masses, norms=norms, radii=radii, strict=strict)
     identity = {name: weakref.ref(p) for name, p in parameters.items()}
+    axis = found.output.layout.axis or -1
     ways = _ways(found.graph, found.output, named)
-    return Plan(tuple(leaves), identity, again, found.assumed, found.unused, ways=ways)
+    return Plan(tuple(leaves), identity, again, found.assumed, found.unused, axis=axis, ways=ways)
 
 
 def _ways(
@@ -174,7 +183,7 @@ def _some_parameters(model: nn.Module) -> dict[str, Parameter]:
 def _compile(
     model: nn.Module,
     *,
-    sizes: list[Factor],
+    inputs: list[Input],
     masses: Mapping[str, float] | None,
     norms: Mapping[str, Norm] | None,
     radii: Mapping[str, float] | None,
@@ -182,16 +191,18 @@ def _compile(
 ) -> Plan:
     inner = unwrapped(model)
     parameters = _some_parameters(inner)
-    graph, output = _record(inner, sizes)
+    graph, output = _record(inner, [bound(x.size) for x in inputs])
     leaves = _with_radii(_with_masses(_leaves(graph, output, parameters, norms), masses), radii)
     if strict and (unknown := [leaf.name for leaf in leaves if leaf.known == "assumed"]):
         raise GeometryError(
             f"{some(unknown)}: the sensitivity is assumed; register the modules behind it or drop strict=True"
         )
-    again = functools.partial(_compile, sizes=sizes, masses=masses, norms=norms, radii=radii, strict=strict)
+    sizes = [bound(x.size) for x in inputs]
+    again = functools.partial(_compile, inputs=inputs, masses=masses, norms=norms, radii=radii, strict=strict)
     identity = {name: weakref.ref(p) for name, p in parameters.items()}
     ways = _ways(graph, output, _named(graph.uses, parameters))
-    return Plan(tuple(leaves), identity, again, ways=ways, graph=functools.partial(_record, sizes=sizes))
+    drawn, axis = functools.partial(_record, sizes=sizes), output.layout.axis or -1
+    return Plan(tuple(leaves), identity, again, inputs=tuple(inputs), axis=axis, ways=ways, graph=drawn)
 
 
 def optimizer(
@@ -209,37 +220,21 @@ def optimizer(
     return made
 
 
-def output_axis(model: nn.Module, inputs: Sequence[Any]) -> int:
-    """The axis of the features of what the model gives, counted from the end: the last if nobody has said otherwise."""
-    return _record(unwrapped(model), [bound(1.0)] * len(inputs))[1].layout.axis or -1
-
-
-def _sizes(model: nn.Module, example_inputs: Sequence[Any] | None) -> list[Factor]:
+def _inputs(model: nn.Module, example_inputs: Sequence[Any] | None) -> list[Input]:
     """How large each input is, after a trial run of the model in evaluation mode that leaves no trace."""
     if example_inputs is None:
-        return [bound(1.0)]
-    modes = {module: module.training for module in model.modules()}
+        return [Input()]
     try:
-        with torch.no_grad(), torch.random.fork_rng():
-            model.eval()(*example_inputs)
+        with torch.no_grad(), undisturbed(model):
+            model(*example_inputs)
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in example_inputs)
         raise ValueError(f"the model rejects example_inputs of shape {shapes}: {error}") from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
     # Sizes need the axis of the features, and the graph says which one that is.
     graph, _ = _record(model, [bound(1.0)] * len(example_inputs))
-    return [_size(x, node.layout.axis or -1) for x, node in zip(example_inputs, graph.nodes, strict=False)]
-
-
-def _size(x: Any, axis: int) -> Factor:
-    if not (isinstance(x, Tensor) and x.is_floating_point()):
-        return bound(1.0)
-    largest = float(x.detach().float().square().mean(axis).sqrt().max())
-    if not math.isfinite(largest):
-        raise ValueError("example_inputs contain NaN or Inf; give inputs as they come in training")
-    return bound(max(1.0, largest))
+    axes = [node.layout.axis or -1 for node in graph.nodes[: len(example_inputs)]]
+    given = zip(example_inputs, axes, strict=True)
+    return [Input(max(1.0, Input(axis=axis).measure(x)), axis) for x, axis in given]
 
 
 def _record(model: nn.Module, sizes: list[Factor]) -> tuple[Graph, Node]:
