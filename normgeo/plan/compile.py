@@ -9,17 +9,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from normgeo.budgets import Budget, DataMetric
+from normgeo.budgets import Budget, DataMetric, DynamicDataMetric, Restricted
 from normgeo.geometry import unwrapped
 from normgeo.geometry.splits import Split
 from normgeo.norms import Norm
-from normgeo.optim import Direction, Operate, Optimizer
+from normgeo.optim import Direction, Filter, Operate, Optimizer
 from normgeo.plan.declared import declared, declares, inputs_of
 from normgeo.plan.patterns import overrides
 from normgeo.plan.plan import Plan
 from normgeo.plan.recorded import recorded
 
 __all__ = ["compile", "optimizer"]
+
+Given = Budget | DataMetric | DynamicDataMetric | Restricted | Direction
+"""what `budgets=` may give a leaf"""
 
 
 def compile(
@@ -34,7 +37,7 @@ def compile(
     radii: Mapping[str, float] | None = None,
     roles: Mapping[str, str] | None = None,
     splits: Mapping[str, Split] | None = None,
-    budgets: Mapping[str, Budget | DataMetric | Direction] | None = None,
+    budgets: Mapping[str, Given] | None = None,
     strict: bool = False,
 ) -> Plan:
     """The plan of any `torch.nn.Module`.
@@ -47,9 +50,10 @@ def compile(
     output: which of the tensors that the model gives counts, by name, position or function; by default the tensor itself,
     .logits, .last_hidden_state or the only floating tensor. sensitivity: "declared" by modules and roles, or "measured" at
     the example inputs (`Plan.refresh`). masses, norms, radii: values by pattern of leaf or module names; a mass is that
-    of each leaf. budgets: by pattern of parameter names, operators on gradients in place of the dual
-    of the leaf's norm, `optim.Operate(budget)`; or an Operate. roles: what parameters are used as, by pattern,
-    in place of what is found. splits: blocks of fused parameters, as `{"*.qkv": "(three h d) i -> three h d i"}`.
+    of each leaf. budgets: by pattern of parameter names, operators on gradients in place of the dual of the leaf's norm,
+    `optim.Operate(budget)`; filters, in place of the momentum too, `optim.Filter(budget)`; or one of these. roles: what
+    parameters are used as, by pattern, in place of what is found. splits: blocks of fused parameters, as
+    `{"*.qkv": "(three h d) i -> three h d i"}`.
     strict=True makes an assumed factor an error. Nothing is JIT-compiled, and the model is left as it was.
 
     >>> import torch, normgeo as ng
@@ -94,7 +98,7 @@ def optimizer(
     return made
 
 
-def _with_budgets(plan: Plan, budgets: Mapping[str, Budget | DataMetric | Direction]) -> Plan:
+def _with_budgets(plan: Plan, budgets: Mapping[str, Given]) -> Plan:
     """The plan with directions of their own for the parameters that a pattern names, also when it is extended."""
     given = {pattern: _direction(pattern, budget) for pattern, budget in budgets.items()}
     directions = overrides("budgets", given, list(dict.fromkeys(leaf.parameter for leaf in plan.leaves)))
@@ -103,15 +107,15 @@ def _with_budgets(plan: Plan, budgets: Mapping[str, Budget | DataMetric | Direct
     return dataclasses.replace(plan, directions=directions, rebuild=again)
 
 
-def _again(
-    rebuild: Callable[[nn.Module], Plan], budgets: Mapping[str, Budget | DataMetric | Direction], model: nn.Module
-) -> Plan:
+def _again(rebuild: Callable[[nn.Module], Plan], budgets: Mapping[str, Given], model: nn.Module) -> Plan:
     return _with_budgets(rebuild(model), budgets)
 
 
-def _direction(pattern: str, budget: Budget | DataMetric | Direction) -> Direction:
+def _direction(pattern: str, budget: Given) -> Direction:
     if isinstance(budget, Direction):
         return budget
+    if isinstance(budget, DynamicDataMetric | Restricted) or (isinstance(budget, Budget) and budget.kind == "filter"):
+        return Filter(budget)
     if not isinstance(budget, Budget | DataMetric):
         raise TypeError(f"budgets: {pattern!r} takes a normgeo.Budget, got {budget!r}; norms go to norms={{...}}")
     return Operate(budget)

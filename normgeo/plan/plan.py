@@ -22,12 +22,13 @@ from normgeo.geometry import Factor, Graph, Input, Leaf, Node, Sharpness, measur
 from normgeo.geometry.factor import Known
 from normgeo.linalg import FAST, SVD, TIGHT, Polar
 from normgeo.norms import with_polar
-from normgeo.optim import Direction, Optimizer
+from normgeo.optim import Direction, Filter, Optimizer
 from normgeo.plan.names import aliases, named_parameters, some
 from normgeo.plan.paper import page, why
 from normgeo.plan.patterns import overrides
 from normgeo.plan.serialise import from_plain, leaf_from_plain, leaf_to_plain, to_plain
 from normgeo.plan.verdict import Verdict
+from normgeo.rules import Plain
 
 __all__ = ["Plan"]
 
@@ -202,6 +203,8 @@ class Plan:
             one: dict[str, Any] = dict(own.get(name, {}))
             if name in self.directions:
                 one.setdefault("direction", self.directions[name])
+                if isinstance(self.directions[name], Filter):  # a memory of its own
+                    one.setdefault("rule", Plain())
             key = (id(own[name]) if name in own else 0, id(self.directions.get(name)))
             group = groups.setdefault(key, {"params": [], "leaves": [], **one})
             group["params"].append(found[name])
