@@ -20,16 +20,15 @@ from torch.nn import Parameter
 
 from normgeo.geometry import Factor, Graph, Input, Leaf, Node, Sharpness, measure, sharpness, unwrapped
 from normgeo.geometry.factor import Known
-from normgeo.geometry.measure import CAP, FLOOR
-from normgeo.geometry.shares import REASONS
 from normgeo.linalg import FAST, SVD, TIGHT, Polar
 from normgeo.norms import with_polar
-from normgeo.optim import Direction, Optimizer
+from normgeo.optim import Direction, Filter, Optimizer
 from normgeo.plan.names import aliases, named_parameters, some
+from normgeo.plan.paper import page, why
 from normgeo.plan.patterns import overrides
 from normgeo.plan.serialise import from_plain, leaf_from_plain, leaf_to_plain, to_plain
-from normgeo.plan.table import table
 from normgeo.plan.verdict import Verdict
+from normgeo.rules import Plain
 
 __all__ = ["Plan"]
 
@@ -204,6 +203,8 @@ class Plan:
             one: dict[str, Any] = dict(own.get(name, {}))
             if name in self.directions:
                 one.setdefault("direction", self.directions[name])
+                if isinstance(self.directions[name], Filter):  # a memory of its own
+                    one.setdefault("rule", Plain())
             key = (id(own[name]) if name in own else 0, id(self.directions.get(name)))
             group = groups.setdefault(key, {"params": [], "leaves": [], **one})
             group["params"].append(found[name])
@@ -374,27 +375,7 @@ class Plan:
 
     def to_text(self, markdown: bool = False) -> str:
         """The plan as a table for people, as `print` shows it or in Markdown, and what there is to know beside it."""
-        typical = sum(leaf.known != "bound" for leaf in self.leaves)
-        if not any(leaf.trainable for leaf in self.leaves):
-            return f"{table(self.leaves, markdown)}\n{len(self.leaves)} leaves, all frozen"
-        promise = (
-            "all factors are bounds: η bounds the change of the output to first order, inside the unit balls"
-            if not typical
-            else f"{typical} of {len(self.leaves)} leaves rest on typical factors: η is typical, not a bound"
-        )
-        lines = [f"{len(self.leaves)} leaves, mass {self.mass:.4g}; {promise}"]
-        if self.assumed:
-            each = ", ".join(f"{name} ({times})" for name, times in self.assumed.items())
-            lines.append(f"assumed, because no rule says what they do: {each}")
-        if self.unused:
-            lines.append(f"frozen and not used: {some(self.unused)}")
-        for direction in dict.fromkeys(map(str, self.directions.values())):
-            names = [name for name, one in self.directions.items() if str(one) == direction]
-            lines.append(f"{some(names)}: {direction}")
-        if measured := sum(leaf.source.startswith("measured") for leaf in self.leaves):
-            limits = f"radii from floor {FLOOR:g} to cap {CAP:g}"
-            lines.append(f"{measured} leaves measured: x·μ is a lower estimate, the largest found; {limits}")
-        return "\n".join([table(self.leaves, markdown), *[""] * markdown, *lines])
+        return page(self, markdown)
 
     def why(self, name: str) -> str:
         """What a leaf is, where its numbers come from, and the operations between it and the output.
@@ -404,19 +385,7 @@ class Plan:
         >>> print(ng.compile(model, (torch.ones(1, 4),)).why("0.weight").splitlines()[-1])
         linear (0) → bias (0) → relu (1) → linear (2) → bias (2) → output
         """
-        leaves = {leaf.name: leaf for leaf in self.leaves}
-        if name not in leaves:
-            raise ValueError(f"the plan has no leaf {name!r}; leaves are {some(leaves, 8)}")
-        leaf = leaves[name]
-        group = leaf.source.removeprefix("by role: ")
-        seen = f", seen as {leaf.view}" if leaf.view else ""
-        lines = [
-            f"{name}: {leaf.role}, {'×'.join(map(str, leaf.shape))}{seen}, in {leaf.norm}",
-            f"radius {leaf.radius:.4g} = {leaf.mass:.4g}/{self.mass:.4g} / ({leaf.input_norm:.4g}·{leaf.sensitivity:.4g}), "
-            f"{leaf.source}, {leaf.known}" + (f": {REASONS[group]}" if group in REASONS else ""),
-            " → ".join([*self.ways.get(name, ()), "output"]),
-        ]
-        return "\n".join(lines)
+        return why(self, name)
 
     def to_json(self) -> str:
         """The plan as JSON; `from_json` gives it back."""
