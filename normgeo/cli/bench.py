@@ -2,6 +2,7 @@
 
 import click
 
+from normgeo.cli.budgets import budgets
 from normgeo.cli.quality import quality
 
 __all__ = ["bench"]
@@ -12,4 +13,5 @@ def bench() -> None:
     """Measure optimizers beside others."""
 
 
+bench.add_command(budgets)
 bench.add_command(quality)
