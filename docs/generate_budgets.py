@@ -91,7 +91,22 @@ Give one of `maximizer`, `gauge`, `project`, `constraints`; the others are found
 | gauge | | BFGS over Q = LLᵀ |
 | maximizer | BFGS on the polar | |
 
-`examples/own_budget.py` is a worked example.
+`examples/own_budget.py` is a worked example: operators that commute with shifts, priced by the power spectrum of a few
+inputs, for a filter of 64 taps that is driven by a coloured signal. ‖w - w*‖²/‖w*‖² after 200 steps of 4 samples, each
+contender at the best of the learning rates 1, 2, 4, 8, mean and range over 5 seeds
+(`python examples/own_budget.py --seeds 5`):
+
+| budget | lr | error |
+|---|---|---|
+| **ShiftInvariant, the new one** | 2 | **0.021** (0.016 to 0.028) |
+| DataMetric(1.5), full moment (AdaGrad) | 4 | 0.032 (0.025 to 0.044) |
+| Ellipsoid with the same prices, without the shifts | 8 | 0.116 (0.067 to 0.187) |
+| none, the dual of the leaf's norm | 4 | 0.118 (0.104 to 0.146) |
+| DataMetric(1.5), diagonal moment (RMSProp) | 4 | 0.123 (0.068 to 0.162) |
+| Spectral(8, 1) | 4 | 0.434 (0.343 to 0.515) |
+| Frobenius | 4 | 0.564 (0.468 to 0.679) |
+
+The last two put power where the gradient has most of it, which is the contrary of what a badly conditioned problem needs.
 
 ## Known optimizers as budgets
 

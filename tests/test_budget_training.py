@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import gaussian
+from torch import nn
 
 import normgeo as ng
 from normgeo.budgets import (
@@ -19,7 +20,7 @@ from normgeo.budgets import (
     SketchMoment,
     Spectral,
     Step,
-    allot,
+    on_values,
 )
 from normgeo.optim import Operate
 from normgeo.rules import Plain
@@ -119,7 +120,7 @@ def test_structured_operators_are_the_best_of_all_operators_for_their_moment(bud
         state = moment.estimate(G)
         values, basis = moment.spectrum(state)
         q = budget.maximizer(moment.matrix(state, SHAPE)[0])
-        got = moment.apply(allot(budget, values), basis, V)
+        got = moment.apply(on_values(budget)(values), basis, V)
         torch.testing.assert_close(got.flatten(), q @ V.flatten(), rtol=1e-8, atol=1e-10)
 
 
@@ -211,6 +212,25 @@ def test_compile_gives_each_leaf_its_moment_and_operator():
     assert opt.state[net.down.weight]["direction.operator"].shape == (36, 36)
     assert opt.state[net.head.weight]["direction.basis.left"].shape == (3, 3)
     assert not any("direction" in key for key in opt.state[next(net.bias.parameters())])
+
+
+def test_the_blocks_of_a_gpt_and_a_strangers_model_train():
+    ids = torch.randint(11, (4, 9), generator=torch.Generator().manual_seed(0))
+    gpt = ng.nn.GPT(vocab_size=11, context=8, width=16, heads=2, depth=2)
+    plan = ng.compile(gpt, budgets={"blocks.*.mlp*": Spectral(trace=8.0, cap=1.0)})
+    assert len(plan.directions) == 4
+    stranger = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)).double()
+    recorded = ng.compile(stranger, (X,), budgets={"0.*": Operate(Frobenius())})
+    for net, made, value in (
+        (gpt, plan, lambda: nn.functional.cross_entropy(gpt(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())),
+        (stranger, recorded, lambda: loss(stranger)),
+    ):
+        opt, start = made.optimizer(net, lr=0.1), value().detach()
+        for _ in range(15):
+            opt.zero_grad()
+            value().backward()
+            opt.step()
+        assert value() < 0.9 * start
 
 
 def test_plans_with_budgets_are_saved_and_extended(tmp_path):

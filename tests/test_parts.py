@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normgeo import rules, steps
-from normgeo.rules import HeavyBall, Momentum, Plain, Rule
+from normgeo.rules import HeavyBall, Momentum, Plain, Rule, TunedMomentum
 from normgeo.steps import (
     IDBD,
     WSD,
@@ -51,6 +51,8 @@ RULES = [
     Momentum(0.0),
     HeavyBall(0.9),
     HeavyBall(0.5, nesterov=True),
+    TunedMomentum(every=2, lags=2),
+    TunedMomentum(every=1, lags=1, center=True, entries=2),
 ]
 STEPS = [
     Constant(),

@@ -3,9 +3,11 @@
 import importlib.util
 import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import (
@@ -28,11 +30,14 @@ from torch import nn
 from torch.nn import functional
 
 import normgeo as ng
+from normgeo.cli.main import commands
 from normgeo.geometry.entries import Entries, view_of
 from normgeo.geometry.record import record
+from normgeo.lab import UserError
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+ROOT = Path(__file__).parents[1]
 TRANSFORMERS_HERE = importlib.util.find_spec("transformers") is not None
 FACTORIES = [*PLAIN, *TRANSFORMERS]
 
@@ -472,3 +477,53 @@ def test_every_network_is_covered_by_leaves_of_its_own(kinds, freeze):
     assert all((count == 1).all() for count in seen.values())
     trainable = sum(leaf.radius * leaf.sensitivity * leaf.input_norm for leaf in plan.leaves if leaf.trainable)
     assert trainable == pytest.approx(1)  # Σ m/M
+
+
+def test_why_tells_the_way_of_a_change():
+    plan = ng.compile(GPT(), (ids(),))
+    text = plan.why("blocks.1.up.weight")
+    assert "linear, 128×32" in text
+    assert "data can go around it" in text
+    assert "linear (blocks.1.up) → bias (blocks.1.up) → gelu (blocks.1) → linear (blocks.1.down)" in text
+    assert text.endswith("linear (head) → output")
+    with pytest.raises(ValueError, match="the plan has no leaf 'up'"):
+        plan.why("up")
+
+
+@pytest.mark.parametrize("option", [[], ["--markdown"], ["--json"], ["--why", "4.weight"], ["--strict"]])
+def test_the_command_explains(option, monkeypatch):
+    monkeypatch.chdir(ROOT / "tests")
+    result = CliRunner().invoke(commands, ["explain", "models:mlp", *option])
+    assert result.exit_code == 0
+    assert "4.weight" in result.output
+    if option == ["--json"]:
+        assert ng.Plan.from_json(result.output).leaves[-2].role == "head"
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        (["models"], "names no factory"),
+        (["models:nothing"], "has no attribute 'nothing'"),
+        (["no_such_module:x"], "No module named"),
+        (["models:rows"], "must return"),
+        (["models:mlp", "--why", "up"], "no leaf 'up'"),
+        (["models:mlp", "--output", "up"], "no tensor called 'up'"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_sentences(asked, answer, monkeypatch):
+    monkeypatch.chdir(ROOT / "tests")
+    result = CliRunner().invoke(commands, ["explain", *asked])
+    assert isinstance(result.exception, UserError)
+    assert answer in str(result.exception)
+
+
+def test_the_page_of_models_is_current():
+    """But for the seconds, which are those of the machine that made it."""
+    pytest.importorskip("transformers")
+    spec = importlib.util.spec_from_file_location("generate_models", ROOT / "docs" / "generate_models.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    seconds = re.compile(r"\| [\d.]+ \|$", re.MULTILINE)
+    written = generate.TARGET.read_text(encoding="utf-8")
+    assert seconds.sub("", written) == seconds.sub("", generate.page()), "run python docs/generate_models.py"

@@ -173,3 +173,14 @@ def test_slope_is_only_for_those_who_ask():
     one = torch.ones(2, 3)
     stats = Stats(torch.tensor(0.0), moves=[Move(2 * one, one, one, one, torch.full((2, 1), 0.5))] * 2)
     assert (stats.slope, stats.dual_norm) == (12.0, 6.0)
+
+
+def test_hessians_of_networks_with_attention():
+    """Fused attention has no second derivative, so steps with Hessian-vector products run without it."""
+    torch.manual_seed(0)
+    net = ng.nn.GPT(vocab_size=11, context=8, width=16, heads=2, depth=1)
+    ids = torch.randint(11, (2, 9))
+    step = Watching(lambda stats: stats.hessian([move.D for move in stats.moves]), hvp=1, moves=1)
+    opt = ng.optimizer(net, step=step)
+    opt.step(lambda: torch.nn.functional.cross_entropy(net(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()))
+    assert all(product.isfinite().all() for product in step.seen[0])

@@ -2,7 +2,7 @@
 
 from normgeo.budgets.base import Budget, checked
 from normgeo.budgets.combinators import Blocks, Intersection, Product, Scaled, Sum
-from normgeo.budgets.datametric import DataMetric, allot
+from normgeo.budgets.datametric import DataMetric, on_values
 from normgeo.budgets.diagonal import Diagonal
 from normgeo.budgets.ellipsoid import Ellipsoid
 from normgeo.budgets.factored import KroneckerMoment, SketchMoment
@@ -41,7 +41,7 @@ __all__ = [
     "Spectral",
     "Step",
     "Sum",
-    "allot",
     "checked",
+    "on_values",
     "registry",
 ]

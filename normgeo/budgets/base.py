@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from normgeo.budgets import numerical
+from normgeo.budgets.barrier import Constraint
+from normgeo.budgets.numerical import GIVEN, complete
+from normgeo.budgets.shapes import TOLERANCE, Kind, default, own
 
-__all__ = ["Budget", "Kind", "below_zero", "checked", "floating", "inner"]
-
-Kind = Literal["matrix", "diagonal", "step"]
+__all__ = ["Budget", "checked", "floating", "inner"]
 
 
 class Budget:
@@ -50,8 +50,8 @@ class Budget:
         return 2 if self.kind == "matrix" else 1
 
     def __new__(cls, *args: Any, **fields: Any) -> Any:
-        if all(getattr(cls, name) is getattr(Budget, name) for name in numerical.GIVEN):
-            raise TypeError(f"{cls.__name__} is no set yet: define one of {', '.join(numerical.GIVEN)}")
+        if not any(own(cls, name) for name in GIVEN):
+            raise TypeError(f"{cls.__name__} is no set yet: define one of {', '.join(GIVEN)}")
         return super().__new__(cls)
 
     def __rmul__(self, factor: float) -> Budget:
@@ -74,29 +74,34 @@ class Budget:
     @property
     def tolerance(self) -> float:
         """How far, relatively, gauge and maximizer may be off: 0 up to rounding if both are in closed form."""
-        return 0.0 if numerical.own(self, "gauge") and numerical.own(self, "maximizer") else numerical.TOLERANCE
+        return 0.0 if own(self, "gauge") and own(self, "maximizer") else TOLERANCE
 
+    @default
     def gauge(self, q: Tensor) -> Tensor:  # (*b, *d) -> (*b,)
         """inf {t > 0 : Q ∈ t·𝒬}: at most 1 within the budget, +∞ where no multiple is."""
-        return numerical.complete(self, "gauge", floating(q, self))
+        return complete(self, "gauge", floating(q, self))
 
+    @default
     def maximizer(self, m: Tensor) -> Tensor:  # (*b, *d) -> (*b, *d)
         """argmax ⟨Q, M⟩ over the budget; 0 where no Q has a positive power."""
-        return numerical.complete(self, "maximizer", checked(m, self))
+        return complete(self, "maximizer", checked(m, self))
 
+    @default
     def support(self, m: Tensor) -> Tensor:  # (*b, *d) -> (*b,)
         """P*(M) = max ⟨Q, M⟩ over the budget. Its derivative is the maximizer (Danskin)."""
         return inner(self.maximizer(m.detach()), m, self.ndim)
 
+    @default
     def project(self, q: Tensor) -> Tensor:  # (*b, *d) -> (*b, *d)
         """The nearest operator of the budget, in ‖·‖_F."""
-        return numerical.complete(self, "project", checked(q, self))
+        return complete(self, "project", checked(q, self))
 
-    def constraints(self) -> Sequence[numerical.Constraint]:
+    @default
+    def constraints(self) -> Sequence[Constraint]:
         """Functions of one Q, without a batch, that are concave and ≥ 0 within the budget; Q ≽ 0 is understood. A function
         may give a number, a vector (each entry ≥ 0) or a symmetric matrix (≽ 0), in torch operations and without branching.
         """
-        if not numerical.own(self, "gauge"):
+        if not own(self, "gauge"):
             raise NotImplementedError(
                 f"{type(self).__name__} gives no constraints; define constraints(self) or gauge(self, q) to use it here"
             )
@@ -142,9 +147,3 @@ def checked(m: Tensor, budget: Budget) -> Tensor:
             f"{size:.3g}); only (M + Mᵀ)/2 counts, so give that"
         )
     return (m + m.mT) / 2
-
-
-def below_zero(values: Tensor) -> Tensor:  # (*b, d) -> (*b,)
-    """Whether eigenvalues (or diagonal entries) are negative by more than rounding."""
-    noise = 64 * values.shape[-1] * torch.finfo(values.dtype).eps
-    return values.amin(-1) < -noise * values.abs().amax(-1)

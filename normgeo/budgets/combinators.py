@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normgeo.budgets.base import Budget, Kind, below_zero, checked, floating, inner
+from normgeo.budgets.barrier import Constraint
+from normgeo.budgets.base import Budget, checked, floating, inner
 from normgeo.budgets.checks import positive
 from normgeo.budgets.invariant import Invariant
-from normgeo.budgets.numerical import Constraint
+from normgeo.budgets.shapes import TOLERANCE, Kind, below_zero
 
 __all__ = ["Blocks", "Intersection", "Product", "Scaled", "Sum"]
 
@@ -108,7 +109,7 @@ class Intersection(Budget):
 
     @property
     def tolerance(self) -> float:
-        return 1e-6
+        return TOLERANCE
 
 
 @dataclass(frozen=True)

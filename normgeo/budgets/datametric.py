@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from normgeo.budgets.combinators import Intersection, Scaled
 from normgeo.budgets.ellipsoid import Ellipsoid
 from normgeo.budgets.invariant import Invariant
 
-__all__ = ["DataMetric", "allot"]
+__all__ = ["DataMetric", "on_values"]
 
 
 @dataclass(frozen=True)
@@ -62,19 +63,19 @@ class DataMetric:
         return s, s > 16 * s.shape[-1] ** 0.5 * torch.finfo(s.dtype).eps * s.amax(-1, keepdim=True)
 
 
-def allot(budget: Budget | DataMetric, s: Tensor) -> Tensor | None:  # (n, k) -> (n, k)
-    """The eigenvalues of the best operator that is diagonal in the basis of the moment, whose eigenvalues are s; None where
-    the budget is about whole matrices, so that the best operator need not be diagonal there.
+def on_values(budget: Budget | DataMetric) -> Callable[[Tensor], Tensor] | None:
+    """The best operator that is diagonal in the basis of a moment, as a function of the moment's eigenvalues (n, k); None
+    for budgets that are about whole matrices, whose best operator need not be diagonal there.
 
     >>> from normgeo.budgets import Frobenius
-    >>> allot(2 * Frobenius(), torch.tensor([[3.0, 4.0]]))
+    >>> on_values(2 * Frobenius())(torch.tensor([[3.0, 4.0]]))
     tensor([[1.2000, 1.6000]])
     """
     if isinstance(budget, Invariant | DataMetric):
-        return budget.allocate(s)
-    if isinstance(budget, Intersection) and budget.values is not None:
-        return budget.values.maximizer(s)
+        return budget.allocate
     if isinstance(budget, Scaled):
-        inner = allot(budget.inner, s)
-        return None if inner is None else budget.factor * inner
-    return budget.maximizer(s) if budget.kind == "diagonal" else None
+        best, factor = on_values(budget.inner), budget.factor
+        return None if best is None else lambda s: factor * best(s)
+    if isinstance(budget, Intersection) and budget.values is not None:
+        return budget.values.maximizer
+    return budget.maximizer if budget.kind == "diagonal" else None

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normgeo.budgets.base import Budget, below_zero, checked, floating
+from normgeo.budgets.barrier import Constraint
+from normgeo.budgets.base import Budget, checked, floating
 from normgeo.budgets.checks import positive
-from normgeo.budgets.numerical import Constraint
+from normgeo.budgets.shapes import below_zero
 from normgeo.linalg import l2
 from normgeo.norms.vectors import unit
 
@@ -59,4 +60,6 @@ class Diagonal(Budget):
 
     def _root(self, like: Tensor) -> Tensor:
         """√c."""
+        if isinstance(self.costs, Tensor) and self.costs.ndim and self.costs.shape[-1] != like.shape[-1]:
+            raise ValueError(f"Diagonal has {self.costs.shape[-1]} costs, but was given {like.shape[-1]} coordinates")
         return torch.as_tensor(self.costs, dtype=like.dtype, device=like.device).sqrt()

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from normgeo.budgets.barrier import Constraint
 from normgeo.budgets.checks import positive
 from normgeo.budgets.invariant import Invariant
-from normgeo.budgets.numerical import Constraint
 from normgeo.linalg import l2
 from normgeo.norms.vectors import unit
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normgeo.budgets.base import Budget, below_zero, checked, floating, inner
-from normgeo.budgets.numerical import Constraint
+from normgeo.budgets.barrier import Constraint
+from normgeo.budgets.base import Budget, checked, floating, inner
+from normgeo.budgets.shapes import below_zero
 
 __all__ = ["Invariant", "OnDiagonal"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from normgeo.budgets.barrier import Constraint
 from normgeo.budgets.base import Budget
 from normgeo.budgets.diagonal import Diagonal
-from normgeo.budgets.numerical import Constraint
 
 __all__ = ["LayerWise"]
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from normgeo.budgets.barrier import Constraint
 from normgeo.budgets.checks import positive
 from normgeo.budgets.invariant import Invariant
-from normgeo.budgets.numerical import Constraint
 
 __all__ = ["Spectral"]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from normgeo.budgets.barrier import Constraint
 from normgeo.budgets.base import Budget, checked, floating
 from normgeo.budgets.checks import positive
-from normgeo.budgets.numerical import Constraint
 from normgeo.norms import Norm
 
 __all__ = ["Penalty", "Step"]

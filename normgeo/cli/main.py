@@ -8,6 +8,7 @@ import click
 
 import normgeo
 from normgeo.cli.bench import bench
+from normgeo.cli.explain import explain
 from normgeo.cli.train import train
 from normgeo.lab import UserError
 
@@ -21,6 +22,7 @@ def commands() -> None:
 
 
 commands.add_command(bench)
+commands.add_command(explain)
 commands.add_command(train)
 
 

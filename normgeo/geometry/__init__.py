@@ -1,6 +1,7 @@
-"""Mass, sensitivity and the graph: how a change of each weight reaches the output of the network."""
+"""Mass, sensitivity, sharpness and the graph: how a change of each weight reaches the output of the network."""
 
 import normgeo.geometry.operations  # noqa: F401 - fills the registry
+from normgeo.geometry.curvature import LINEAR, PIECEWISE_LINEAR, Curvature, entrywise
 from normgeo.geometry.declare import GeometryError, declare, register, trace, unwrapped
 from normgeo.geometry.factor import Factor, assumed, bound, typical
 from normgeo.geometry.graph import Graph, Node, Use
@@ -9,8 +10,12 @@ from normgeo.geometry.leaf import Leaf, View
 from normgeo.geometry.mass import mass, tare
 from normgeo.geometry.reading import Operation
 from normgeo.geometry.registry import operation
+from normgeo.geometry.sharpness import Sharpness, Term, curvature, sharpness
 
 __all__ = [
+    "LINEAR",
+    "PIECEWISE_LINEAR",
+    "Curvature",
     "Factor",
     "GeometryError",
     "Graph",
@@ -18,14 +23,19 @@ __all__ = [
     "Leaf",
     "Node",
     "Operation",
+    "Sharpness",
+    "Term",
     "Use",
     "View",
     "assumed",
     "bound",
+    "curvature",
     "declare",
+    "entrywise",
     "mass",
     "operation",
     "register",
+    "sharpness",
     "tare",
     "trace",
     "typical",

@@ -8,7 +8,7 @@ gate and up meet only in a product. The halves that rotary positions turn meet i
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +113,8 @@ def _follow(reader: Reader, start: Value, numbers: Tensor, groups: Groups) -> li
             continue
         seen.add(position)
         call = reader.recording.calls[position]
+        if call.name in COPIES and not _first(call, tracked):
+            continue  # only its type is asked for
         out = _through(reader, call, tracked, groups)
         if out is None:
             for value in {x.index: x for x in call.inputs if x.index in tracked}.values():
@@ -136,7 +138,7 @@ def _through(reader: Reader, call: Call, tracked: dict[int, Tensor], groups: Gro
     if call.name in COPIES or "dropout" in call.name:
         return [_laid_out(tracked[mine[0].index], value.tensor) for value in call.outputs]
     if call.name in MOVES | JOINS:
-        if call.name in MOVES and (len(mine) > 1 or mine[0] is not call.args[0]):
+        if call.name in MOVES and (len(mine) > 1 or not _first(call, tracked)):
             return None
 
         def replaced(x: Any) -> Any:
@@ -162,6 +164,12 @@ def _through(reader: Reader, call: Call, tracked: dict[int, Tensor], groups: Gro
             if a >= 0 and b >= 0:
                 groups.join([a, b])
     return spread[:1]
+
+
+def _first(call: Call, tracked: Mapping[int, Tensor]) -> bool:
+    """Whether the first argument is tracked."""
+    first = call.args[0] if call.args else call.kwargs.get("input")
+    return isinstance(first, Value) and first.index in tracked
 
 
 def _laid_out(numbers: Tensor, like: Tensor) -> Tensor:

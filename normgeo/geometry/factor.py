@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Factor", "Known", "assumed", "bound", "typical"]
+__all__ = ["Factor", "Known", "assumed", "bound", "total", "typical"]
 
 Known = Literal["bound", "typical", "assumed"]
 _TRUST: tuple[Known, ...] = ("bound", "typical", "assumed")
@@ -63,6 +65,16 @@ def assumed(value: float = 1.0) -> Factor:
     Factor(value=1.0, known='assumed')
     """
     return Factor(value, "assumed")
+
+
+def total(products: Iterable[Sequence[Factor]]) -> Factor:
+    """Σ of products, known as well as the worst of the products that are not 0 for a factor that is exactly 0.
+
+    >>> total([(bound(0.0), typical(7.0)), (bound(2.0), bound(3.0))])
+    Factor(value=6.0, known='bound')
+    """
+    sound = (factors for factors in products if not any(f == Factor(0.0) for f in factors))
+    return sum((functools.reduce(Factor.__mul__, factors) for factors in sound), start=Factor(0.0))
 
 
 def _worst(a: Factor, b: Factor) -> Known:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from torch.nn import Parameter
 
+from normgeo.geometry.curvature import Curvature
 from normgeo.geometry.factor import Factor, bound
 from normgeo.geometry.layout import Layout
 from normgeo.geometry.leaf import View
@@ -45,6 +46,8 @@ class Node:
     """the axis that they are on"""
     peak: Factor | None = None
     """how large one entry can be, where that is less than √features·size"""
+    curvature: Curvature | None = None
+    """its second derivatives, where they are known"""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Use:
     view: View | None = None
     block: str = ""
     """name of the block of a fused parameter"""
+    mixed: Factor | None = None
+    """c in ‖∂²z[Δ, δ]‖ ≤ c·‖Δ‖·‖δ‖ between a change of the parameter and one of an input, where it is known"""
 
     def seen(self) -> Tensor:
         """The parameter as the norm sees it."""
@@ -105,11 +110,13 @@ class Graph:
         axis: int | None = None,
         peak: Factor | None = None,
         layout: Layout | None = None,
+        curvature: Curvature | None = None,
     ) -> Node:
         """Add an operation. `slots`: its sensitivity to each input, one for all or one each. `size`: of its output, by
         default Σ slot·size(input), right for linear operations and those with op(0) = 0. `features`: how many, as the first
         input; 0 where it is unknown. `axis`: theirs, as the inputs'; or a `layout` that nobody shares.
-        `peak`: of a single entry, if it is bounded.
+        `peak`: of a single entry, if it is bounded. `curvature`: its second derivatives; without them the sharpness of the
+        network is unknown.
         """
         each = (slots,) * len(inputs) if isinstance(slots, Factor) else tuple(slots)
         if len(each) != len(inputs):
@@ -122,7 +129,9 @@ class Graph:
         if layout is None:
             layout = Layout.shared([x.layout for x in inputs], name) if axis is None else Layout(axis)
         indices = tuple(i.index for i in inputs)
-        return self._add(Node(len(self.nodes), name, path, indices, each, size, features or None, layout, peak))
+        return self._add(
+            Node(len(self.nodes), name, path, indices, each, size, features or None, layout, peak, curvature)
+        )
 
     def use(
         self,
@@ -136,13 +145,15 @@ class Graph:
         slot: Factor = ONE,
         view: View | None = None,
         block: str = "",
+        mixed: Factor | None = None,
     ) -> None:
         """Say that `node` uses a parameter: a change Δ changes its output by at most slot·input_norm·‖Δ‖.
 
-        An input_norm below 1 counts as 1, the size that modules are declared for.
+        An input_norm below 1 counts as 1, the size that modules are declared for. `mixed`: for an output that is linear in
+        the parameter, c in ‖∂²z[Δ, δ]‖ ≤ c·‖Δ‖·‖δ‖ for a change δ of any input; without it the sharpness is unknown.
         """
         size = input_norm.at_least(ONE) * slot
-        self.uses.append(Use(parameter, node.index, role, norm, mass, size, view, block))
+        self.uses.append(Use(parameter, node.index, role, norm, mass, size, view, block, mixed))
 
     def sensitivities(self, output: Node) -> list[Factor]:
         """μ of every node: how much a change of its output can change `output`."""

@@ -16,7 +16,7 @@ from normgeo.geometry.factor import typical
 from normgeo.geometry.leaf import View
 from normgeo.geometry.reading import Found, Reader
 from normgeo.geometry.record import Call
-from normgeo.geometry.walks import is_head, is_lora, is_router, reaches_scores
+from normgeo.geometry.walks import follows_map, is_head, is_lora, is_router, reaches_scores
 from normgeo.norms import RMS, Absolute, Blocks, Conv, ConvTransposed, L1ToRMS, Linf, Norm, RMSToRMS
 
 __all__ = ["ROLES", "place", "shaped"]
@@ -88,8 +88,10 @@ def _role(reader: Reader, found: Found) -> str:
         if is_head(reader, found):
             return "head"
         return is_lora(reader, found) or "linear"
-    if found.role in ("embedding", "positions", "bias") and reaches_scores(reader, found):
+    if found.role in ("embedding", "positions", "token", "bias") and reaches_scores(reader, found):
         return "bias table"
+    if found.role == "embedding" and found.call.name != "embedding" and follows_map(reader, found):
+        return "bias"
     return found.role
 
 
@@ -111,6 +113,8 @@ def _table(reader: Reader, tables: Sequence[Found], others: Sequence[Found]) -> 
     right = f"({rows}) {letters[axis]}" if len(large) > 1 else f"{rows} {letters[axis]}".strip()
     view = None if left == right else View(f"{left} -> {right}", tuple((letters[i], shape[i]) for i in large[1:]))
     role = "embedding" if any(found.role == "embedding" for found in tables) else tables[0].role
+    if len(shape) == 1 and role == "embedding":
+        norm = Linf()  # its rows are single entries
     if any(found.role == "head" for found in others):
         role = f"{role}, head"
     for found in tables:

@@ -23,12 +23,20 @@ from dataclasses import dataclass
 from normgeo.geometry.factor import Factor, Known, assumed, typical
 from normgeo.geometry.graph import Graph, Node, Use
 
-__all__ = ["Share", "reaching", "shares"]
+__all__ = ["REASONS", "Share", "reaching", "shares"]
 
 INPUTS = ("embedding", "positions", "token")
 VECTORS = ("bias", "gain", "scalar", "bias table", "state space")
 VECTOR_SHARE = 0.1
 """c: of biases and gains together, beside 1 for a group of matrices"""
+
+
+REASONS = {
+    "input": "tables of rows, and tokens, share a mass of 1; a table that is the head too has a mass of 1 more",
+    "trunk": "all data pass through it: a mass of 1, shared with others at the same place",
+    "hidden": "data can go around it: it shares a mass of 1 with all such maps, and has the same share of the change",
+    "vectors": f"biases, gains and scalars share a mass of {VECTOR_SHARE:g}",
+}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from normgeo.geometry.operations.shape import MOVES
 from normgeo.geometry.reading import Found, Mixed, Reader, Weight
 from normgeo.geometry.record import Call, Value
 
-__all__ = ["is_head", "is_lora", "is_router", "reaches_scores"]
+__all__ = ["follows_map", "is_head", "is_lora", "is_router", "reaches_scores"]
 
 PLAIN = MOVES | {"mul", "rmul", "div", "truediv", "rdiv", "neg", "tanh", "where", "masked_fill", "to", "float"}
 SUMS = {"add", "radd", "sub", "rsub", "iadd", "cat"}
@@ -45,6 +45,16 @@ def reaches_scores(reader: Reader, found: Found) -> bool:
             slots = [*call.args, *call.kwargs.values()][:3]
             mine = {id(x) for x in _reached(reader, found.call, PLAIN | SUMS, 12)}
             return not any(id(x) in mine for x in slots)
+    return False
+
+
+def follows_map(reader: Reader, found: Found) -> bool:
+    """Whether the rows are added to what a linear map gives: a bias for each of several maps."""
+    for call in _after(reader, found.call, PLAIN, 3):
+        if call.name in SUMS:
+            sources = [_source(reader, x).call for x in call.inputs]
+            if any(source is not None and source.name in LINEAR | {"grouped_mm"} for source in sources):
+                return True
     return False
 
 

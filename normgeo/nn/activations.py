@@ -8,7 +8,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from normgeo.geometry import Factor, Graph, Node, assumed, bound, register
+from normgeo.geometry import (
+    LINEAR,
+    PIECEWISE_LINEAR,
+    Curvature,
+    Factor,
+    Graph,
+    Node,
+    assumed,
+    bound,
+    entrywise,
+    register,
+)
 from normgeo.geometry.graph import ONE
 from normgeo.nn.algebra import Module
 from normgeo.nn.atoms import features
@@ -28,35 +39,39 @@ class Abs(Module):
 
 
 class SiLU(Module):
-    """x·σ(x); bound 1.09984, its steepest slope (at x ≈ 2.3994), and |x·σ(x)| ≤ |x|.
+    """x·σ(x); bound 1.09984, its steepest slope (at x ≈ 2.3994), and |x·σ(x)| ≤ |x|. Its second derivative is at most 1/2.
 
     >>> SiLU()(torch.tensor([0.0, 50.0]))
     tensor([ 0., 50.])
     """
 
-    SLOPE = 1.09984
+    SLOPE, SECOND = 1.09984, 0.5
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.silu(x)
 
 
 class Tanh(Module):
-    """tanh x; bound 1, and no entry is larger than 1.
+    """tanh x; bound 1, and no entry is larger than 1. Its second derivative is at most 4/(3√3).
 
     >>> Tanh()(torch.tensor([0.0, 50.0]))
     tensor([0., 1.])
     """
+
+    SECOND = 4 / (3 * math.sqrt(3))
 
     def forward(self, x: Tensor) -> Tensor:
         return x.tanh()
 
 
 class Sigmoid(Module):
-    """σ(x) = 1/(1 + exp(-x)); bound 1/4. σ(0) = 1/2, so its size is 1 however small x is.
+    """σ(x) = 1/(1 + exp(-x)); bound 1/4. σ(0) = 1/2, so its size is 1 however small x is. |σ''| ≤ 1/(6√3).
 
     >>> Sigmoid()(torch.tensor([0.0, 50.0]))
     tensor([0.5000, 1.0000])
     """
+
+    SECOND = 1 / (6 * math.sqrt(3))
 
     def forward(self, x: Tensor) -> Tensor:
         return x.sigmoid()
@@ -68,9 +83,14 @@ class Softmax(Module):
     From the largest entry of a change of x to the sum |δp₁| + ... + |δpₙ| it is s: the mean distance from the mean is at
     most half the range. Tensors here are measured in RMS, hence s/2; the RMS of p itself is at most 1/√n.
 
+    Second derivatives are third cumulants, ⟨u, D²p[a, b]⟩ = s²·κ₃(u, a, b) under p, symmetric in u, a, b; so the worst
+    have u = a = b, and a third central moment is at most range³/(6√3) with range ≤ √2·‖u‖₂: √6/9·s²·√n in RMS.
+
     >>> Softmax(scale=2.0)(torch.zeros(4))
     tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
+
+    SECOND = math.sqrt(6) / 9
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
@@ -139,46 +159,52 @@ class Product(Module):
 
 @register(Abs)
 def _(module: Abs, graph: Graph, x: Node) -> Node:
-    return graph.op("abs", x, peak=x.peak)
+    return graph.op("abs", x, peak=x.peak, curvature=PIECEWISE_LINEAR)
 
 
 @register(SiLU)
 def _(module: SiLU, graph: Graph, x: Node) -> Node:
-    return graph.op("silu", x, slots=bound(module.SLOPE), size=x.size, peak=x.peak)
+    bent = entrywise(module.SECOND, x.features)
+    return graph.op("silu", x, slots=bound(module.SLOPE), size=x.size, peak=x.peak, curvature=bent)
 
 
 @register(Tanh)
 def _(module: Tanh, graph: Graph, x: Node) -> Node:
-    return graph.op("tanh", x, size=x.size if x.size.value < 1 else ONE, peak=ONE)
+    size = x.size if x.size.value < 1 else ONE
+    return graph.op("tanh", x, size=size, peak=ONE, curvature=entrywise(module.SECOND, x.features))
 
 
 @register(Sigmoid)
 def _(module: Sigmoid, graph: Graph, x: Node) -> Node:
-    return graph.op("sigmoid", x, slots=bound(0.25), size=ONE, peak=ONE)
+    bent = entrywise(module.SECOND, x.features)
+    return graph.op("sigmoid", x, slots=bound(0.25), size=ONE, peak=ONE, curvature=bent)
 
 
 @register(Softmax)
 def _(module: Softmax, graph: Graph, x: Node) -> Node:
     x = features(module, graph, x)
     size = bound(1 / math.sqrt(x.features or 1))
-    return graph.op("softmax", x, slots=bound(module.scale / 2), size=size, peak=ONE)
+    bent = entrywise(module.SECOND * module.scale**2, x.features)
+    return graph.op("softmax", x, slots=bound(module.scale / 2), size=size, peak=ONE, curvature=bent)
 
 
 @register(MeanSubtract)
 def _(module: MeanSubtract, graph: Graph, x: Node) -> Node:
-    return graph.op("mean subtract", features(module, graph, x, axis=module.axis))
+    return graph.op("mean subtract", features(module, graph, x, axis=module.axis), curvature=LINEAR)
 
 
 @register(Mask)
 def _(module: Mask, graph: Graph, x: Node) -> Node:
-    return graph.op("mask", x, peak=x.peak)
+    return graph.op("mask", x, peak=x.peak, curvature=LINEAR)
 
 
 @register(Product)
 def _(module: Product, graph: Graph, a: Node, b: Node) -> Node:
     peak_a, peak_b = _peak(a), _peak(b)
     size = min(peak_a * b.size, peak_b * a.size, key=lambda factor: factor.value)
-    return graph.op("product", a, b, slots=(peak_b, peak_a), size=size, peak=peak_a * peak_b)
+    root = math.sqrt(a.features or 0)
+    bent = Curvature(((0, 1, bound(root)),), dimension=root) if root else None
+    return graph.op("product", a, b, slots=(peak_b, peak_a), size=size, peak=peak_a * peak_b, curvature=bent)
 
 
 def _peak(x: Node) -> Factor:

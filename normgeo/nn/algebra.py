@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 
 from torch import Tensor, nn
 
-from normgeo.geometry import Graph, Node, bound, mass, register, tare, trace
+from normgeo.geometry import LINEAR, Graph, Node, bound, mass, register, tare, trace
 from normgeo.geometry.declare import single
 
 __all__ = ["Module", "Mul", "Parallel", "Sequential", "Sum"]
@@ -178,12 +178,12 @@ def _(module: Parallel, graph: Graph, *x: Any) -> tuple[Any, ...]:
 @register(Sum)
 def _(module: Sum, graph: Graph, *x: Any) -> Node:
     terms = [single(trace(child, graph, *x, name=name), "Sum") for name, child in parts(module)]
-    return graph.op("add", *terms, features=max(t.features or 0 for t in terms) or None)
+    return graph.op("add", *terms, features=max(t.features or 0 for t in terms) or None, curvature=LINEAR)
 
 
 @register(Mul)
 def _(module: Mul, graph: Graph, *x: Node) -> Any:
-    out = tuple(graph.op("mul", each, slots=bound(abs(module.factor))) for each in x)
+    out = tuple(graph.op("mul", each, slots=bound(abs(module.factor)), curvature=LINEAR) for each in x)
     return out if len(out) > 1 else out[0]
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from normgeo.geometry import Factor, Graph, Node, bound, mass, register, typical
+from normgeo.geometry import LINEAR, Factor, Graph, Node, bound, mass, register, typical
 from normgeo.geometry.graph import ZERO
 from normgeo.linalg import SVD
 from normgeo.nn.algebra import Module
-from normgeo.norms import RMS, L1ToRMS, Linf, Norm, RMSToRMS, Scaled, with_polar
+from normgeo.norms import RMS, L1ToRMS, Linf, Norm, RMSToLinf, RMSToRMS, Scaled, with_polar
 
 __all__ = ["Atom", "Bias", "Embedding", "Gain", "Linear", "Positions"]
 
@@ -173,14 +173,15 @@ class Positions(Atom):
 @register(Linear)
 def _(module: Linear, graph: Graph, x: Node) -> Node:
     x = features(module, graph, x, module.weight.shape[1])
-    slot = slot_of(module.norm, RMSToRMS())
-    return used(module, graph, graph.op("linear", x, slots=slot, features=module.weight.shape[0]), x, slot)
+    slot = slot_of(module.norm, RMSToRMS(), RMSToLinf())
+    out = graph.op("linear", x, slots=slot, features=module.weight.shape[0], curvature=LINEAR)
+    return used(module, graph, out, x, slot)
 
 
 @register(Embedding)
 def _(module: Embedding, graph: Graph, ids: Node) -> Node:
     slot = slot_of(module.norm, L1ToRMS())
-    out = graph.op("embed", ids, slots=ZERO, size=slot, features=module.weight.shape[1], axis=-1)
+    out = graph.op("embed", ids, slots=ZERO, size=slot, features=module.weight.shape[1], axis=-1, curvature=LINEAR)
     return used(module, graph, out, None, slot)
 
 
@@ -188,14 +189,15 @@ def _(module: Embedding, graph: Graph, ids: Node) -> Node:
 def _(module: Gain, graph: Graph, x: Node) -> Node:
     x = features(module, graph, x, module.weight.shape[0], module.axis)
     slot = slot_of(module.norm, Linf())
-    return used(module, graph, graph.op("gain", x, slots=slot, features=module.weight.shape[0]), x, slot)
+    out = graph.op("gain", x, slots=slot, features=module.weight.shape[0], curvature=LINEAR)
+    return used(module, graph, out, x, slot)
 
 
 @register(Bias)
 def _(module: Bias, graph: Graph, x: Node) -> Node:
     x = features(module, graph, x, module.weight.shape[0], module.axis)
     slot = slot_of(module.norm, RMS())
-    out = graph.op("bias", x, size=x.size + slot, features=module.weight.shape[0])
+    out = graph.op("bias", x, size=x.size + slot, features=module.weight.shape[0], curvature=LINEAR)
     return used(module, graph, out, None, slot)
 
 
@@ -203,17 +205,15 @@ def _(module: Bias, graph: Graph, x: Node) -> Node:
 def _(module: Positions, graph: Graph, x: Node) -> Node:
     x = features(module, graph, x, module.weight.shape[1])
     slot = slot_of(module.norm, L1ToRMS())
-    return used(module, graph, graph.op("positions", x, size=x.size + slot, features=x.features), None, slot)
+    out = graph.op("positions", x, size=x.size + slot, features=x.features, curvature=LINEAR)
+    return used(module, graph, out, None, slot)
 
 
-def slot_of(norm: Norm, natural: Norm) -> Factor:
-    """How large an operator in the unit ball of a norm can be: 1 in the natural norm of the atom, 1/c in c times it, and
-    anybody's guess in another."""
-    if _same(norm, natural):
-        return bound(1.0)
-    if isinstance(norm, Scaled) and _same(norm.inner, natural):
-        return bound(1 / norm.factor)
-    return typical(1.0)
+def slot_of(norm: Norm, *natural: Norm) -> Factor:
+    """How large an operator in the unit ball of a norm can be: 1 in the natural norm of the atom or a larger one, 1/c in c
+    times it, and anybody's guess in another."""
+    inner, factor = (norm.inner, norm.factor) if isinstance(norm, Scaled) else (norm, 1.0)
+    return bound(1 / factor) if any(_same(inner, each) for each in natural) else typical(1.0)
 
 
 def _same(norm: Norm, natural: Norm) -> bool:
@@ -223,8 +223,9 @@ def _same(norm: Norm, natural: Norm) -> bool:
 
 def used(module: Atom, graph: Graph, out: Node, x: Node | None, slot: Factor) -> Node:
     """‖ΔW x‖ ≤ slot·‖ΔW‖·‖x‖."""
-    size = bound(1.0) if x is None else x.size
-    graph.use(module.weight, out, role=module.role, norm=module.norm, mass=mass(module), input_norm=size, slot=slot)
+    size, mixed = (bound(1.0), ZERO) if x is None else (x.size, slot)
+    place: dict[str, Any] = {"role": module.role, "norm": module.norm, "mass": mass(module)}
+    graph.use(module.weight, out, input_norm=size, slot=slot, mixed=mixed, **place)
     return out
 
 

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
-from normgeo.geometry import Factor, Graph, Node, bound, register, typical
+from normgeo.geometry import Curvature, Factor, Graph, Node, bound, register, typical
 from normgeo.nn.algebra import Module
 from normgeo.nn.atoms import features
 
@@ -107,6 +107,24 @@ def _(module: Attention, graph: Graph, q: Node, k: Node, v: Node) -> Node:
         slots=(logits * xk * xv, logits * xq * xv, shared),
         size=shared * v.size,
         features=v.features,
+        curvature=_curvature(logits, shared, xq, xk, xv),
+    )
+
+
+def _curvature(logits: Factor, shared: Factor, xq: Factor, xk: Factor, xv: Factor) -> Curvature:
+    """A logit z changes by at most l = logits·(x_k·δq + x_q·δk) and bends by at most logits·(δq·δ'k + δk·δ'q). Weights p
+    change by at most max|δz| (in ℓ1, the norm that sees Σ pⱼvⱼ) and bend by at most max|δz|·max|δ'z|: with a and b of size
+    1, less their means A and B, E|AB - E AB| ≤ √Var(AB) ≤ 1, reached by independent signs.
+    """
+    squared = logits * logits
+    return Curvature(
+        (
+            (0, 0, squared * xk * xk * xv),
+            (0, 1, squared * xk * xq * xv + logits * xv),
+            (1, 1, squared * xq * xq * xv),
+            (0, 2, logits * xk * shared),
+            (1, 2, logits * xq * shared),
+        )
     )
 
 

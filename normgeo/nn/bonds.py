@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from normgeo.geometry import Graph, Node, bound, register, typical
+from normgeo.geometry import (
+    LINEAR,
+    PIECEWISE_LINEAR,
+    Curvature,
+    Graph,
+    Node,
+    bound,
+    curvature,
+    entrywise,
+    register,
+    trace,
+    typical,
+)
 from normgeo.geometry.graph import ZERO
+from normgeo.linalg import exponent, shift
 from normgeo.nn.algebra import Module
 from normgeo.nn.atoms import features
-from normgeo.norms.vectors import rms_unit
 
 __all__ = ["GELU", "Add", "Enumerate", "Identity", "LayerNorm", "RMSDivide", "RMSNorm", "ReLU", "Typical"]
+
+NORMALISED = Curvature(((0, 0, typical(2 / math.sqrt(3))),))
+"""Of z = x/ρ with ρ = √(RMS(x)² + ε), at ρ = 1 like its sensitivity. With means for products, ρ²·⟨u, D²z[a, b]⟩ is
+-⟨u, a⟩⟨z, b⟩ - ⟨u, b⟩⟨z, a⟩ - ⟨u, z⟩⟨a, b⟩ + 3⟨u, z⟩⟨a, z⟩⟨b, z⟩, symmetric in u, a, b; so the worst have u = a = b, and
+with c = ⟨z, a⟩ it is 3c(1 - c²) ≤ 2/√3."""
 
 
 class Identity(Module):
@@ -51,13 +69,13 @@ class ReLU(Module):
 
 
 class GELU(Module):
-    """x·Φ(x); bound 1.129, its steepest slope (at x = √2), and |x·Φ(x)| ≤ |x|.
+    """x·Φ(x); bound 1.129, its steepest slope (at x = √2), and |x·Φ(x)| ≤ |x|. Its second derivative is at most √(2/π).
 
     >>> GELU()(torch.tensor([0.0, 10.0]))
     tensor([ 0., 10.])
     """
 
-    SLOPE = 1.12891
+    SLOPE, SECOND = 1.12891, math.sqrt(2 / math.pi)
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.gelu(x)
@@ -116,7 +134,10 @@ class RMSDivide(Module):
         self.axis = axis
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_unit(x.movedim(self.axis, -1)).movedim(-1, self.axis)
+        x = x.movedim(self.axis, -1)
+        x = shift(x, -exponent(x, 1))
+        # The largest entry of x is now at least 1/2, so the clamp only meets x = 0.
+        return (x / x.square().mean(-1, keepdim=True).clamp_min(0.2 / x.shape[-1]).sqrt()).movedim(-1, self.axis)
 
     def extra_repr(self) -> str:
         return f"axis={self.axis}"
@@ -163,41 +184,56 @@ def _(module: Identity, graph: Graph, x: Node) -> Node:
 
 @register(Add)
 def _(module: Add, graph: Graph, *x: Node) -> Node:
-    return graph.op("add", *x)
+    return graph.op("add", *x, curvature=LINEAR)
 
 
 @register(ReLU)
 def _(module: ReLU, graph: Graph, x: Node) -> Node:
-    return graph.op("relu", x, peak=x.peak)
+    return graph.op("relu", x, peak=x.peak, curvature=PIECEWISE_LINEAR)
 
 
 @register(GELU)
 def _(module: GELU, graph: Graph, x: Node) -> Node:
-    return graph.op("gelu", x, slots=bound(module.SLOPE), size=x.size)
+    bent = entrywise(module.SECOND, x.features)
+    return graph.op("gelu", x, slots=bound(module.SLOPE), size=x.size, curvature=bent)
 
 
 @register(LayerNorm)
 def _(module: LayerNorm, graph: Graph, x: Node) -> Node:
-    return graph.op("layer norm", features(module, graph, x, axis=module.axis), slots=typical(1.0), size=bound(1.0))
+    return _normalisation("layer norm", graph, features(module, graph, x, axis=module.axis))
+
+
+def _normalisation(name: str, graph: Graph, x: Node) -> Node:
+    return graph.op(name, x, slots=typical(1.0), size=bound(1.0), curvature=NORMALISED)
 
 
 @register(RMSNorm)
 def _(module: RMSNorm, graph: Graph, x: Node) -> Node:
-    return graph.op("rms norm", features(module, graph, x, axis=module.axis), slots=typical(1.0), size=bound(1.0))
+    return _normalisation("rms norm", graph, features(module, graph, x, axis=module.axis))
 
 
 @register(RMSDivide)
 def _(module: RMSDivide, graph: Graph, x: Node) -> Node:
-    return graph.op("rms divide", features(module, graph, x, axis=module.axis), slots=typical(1.0), size=bound(1.0))
+    return _normalisation("rms divide", graph, features(module, graph, x, axis=module.axis))
 
 
 @register(Enumerate)
 def _(module: Enumerate, graph: Graph, ids: Node) -> Node:
-    return graph.op("enumerate", ids, slots=ZERO, size=ZERO)
+    return graph.op("enumerate", ids, slots=ZERO, size=ZERO, curvature=LINEAR)
 
 
 @register(Typical)
 def _(module: Typical, graph: Graph, *x: Node) -> Node:
     largest = max(node.size.value for node in x)
     name, each = f"typical {type(module.module).__name__}", typical(module.sensitivity)
-    return graph.op(name, *x, slots=each, size=each * bound(largest))
+    return graph.op(name, *x, slots=each, size=each * bound(largest), curvature=_inside(module.module, x))
+
+
+def _inside(module: nn.Module, x: tuple[Node, ...]) -> Curvature | None:
+    """How much a module bends that is declared as one operation; None if it does not say."""
+    graph = Graph()
+    try:
+        out = trace(module, graph, *(graph.input(node.size, node.features) for node in x))
+        return curvature(graph, out) if isinstance(out, Node) else None
+    except ValueError:
+        return None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from normgeo.geometry import Graph, Node, register
+from normgeo.geometry import LINEAR, Graph, Node, register
 from normgeo.nn.atoms import Atom, features, slot_of, used
 from normgeo.norms import Conv, ConvTransposed, Norm
 
@@ -174,5 +174,5 @@ def _(module: _Transposed, graph: Graph, x: Node) -> Node:
 def _conv(module: _Convolution | _Transposed, graph: Graph, x: Node, natural: Norm) -> Node:
     axis, slot = -1 - module.spatial, slot_of(module.norm, natural)
     x = features(module, graph, x, module.in_channels, axis)
-    out = graph.op("conv", x, slots=slot, features=module.out_channels, axis=axis)
+    out = graph.op("conv", x, slots=slot, features=module.out_channels, axis=axis, curvature=LINEAR)
     return used(module, graph, out, x, slot)

@@ -9,9 +9,10 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
-from normgeo.geometry import Graph, Node, bound, register, typical
+from normgeo.geometry import LINEAR, Graph, Node, bound, register, typical
 from normgeo.nn.algebra import Module
 from normgeo.nn.atoms import features
+from normgeo.nn.bonds import NORMALISED
 
 __all__ = ["HeadNorm", "MergeHeads", "Rotary", "SplitHeads"]
 
@@ -101,20 +102,22 @@ class MergeHeads(Module):
 
 @register(HeadNorm)
 def _(module: HeadNorm, graph: Graph, x: Node) -> Node:
-    return graph.op("head norm", features(module, graph, x), slots=typical(1.0), size=bound(1.0))
+    return graph.op("head norm", features(module, graph, x), slots=typical(1.0), size=bound(1.0), curvature=NORMALISED)
 
 
 @register(Rotary)
 def _(module: Rotary, graph: Graph, x: Node) -> Node:
-    return graph.op("rotary", features(module, graph, x))
+    return graph.op("rotary", features(module, graph, x), curvature=LINEAR)
 
 
 @register(SplitHeads)
 def _(module: SplitHeads, graph: Graph, x: Node) -> Node:
     width = (features(module, graph, x).features or 0) // module.heads
-    return graph.op("split heads", x, slots=bound(math.sqrt(module.heads)), features=width, peak=x.peak)
+    return graph.op(
+        "split heads", x, slots=bound(math.sqrt(module.heads)), features=width, peak=x.peak, curvature=LINEAR
+    )
 
 
 @register(MergeHeads)
 def _(module: MergeHeads, graph: Graph, x: Node) -> Node:
-    return graph.op("merge heads", features(module, graph, x), features=0, peak=x.peak)
+    return graph.op("merge heads", features(module, graph, x), features=0, peak=x.peak, curvature=LINEAR)

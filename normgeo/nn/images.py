@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from normgeo.geometry import Graph, Node, bound, register
+from normgeo.geometry import LINEAR, PIECEWISE_LINEAR, Graph, Node, bound, register
 from normgeo.nn.algebra import Module
 from normgeo.nn.atoms import features
 from normgeo.nn.convolution import Ints, each
@@ -193,31 +193,36 @@ class MaxPool3d(_MaxPool):
 
 @register(Flatten)
 def _(module: Flatten, graph: Graph, x: Node) -> Node:
-    return graph.op("flatten", x, features=0, axis=-1)
+    return graph.op("flatten", x, features=0, axis=-1, curvature=LINEAR)
 
 
 @register(Tokens)
 def _(module: Tokens, graph: Graph, x: Node) -> Node:
-    return graph.op("tokens", features(module, graph, x, axis=-1 - module.spatial), axis=-1, peak=x.peak)
+    return graph.op(
+        "tokens", features(module, graph, x, axis=-1 - module.spatial), axis=-1, peak=x.peak, curvature=LINEAR
+    )
 
 
 @register(GlobalAverage)
 def _(module: GlobalAverage, graph: Graph, x: Node) -> Node:
-    return graph.op("average", features(module, graph, x, axis=-1 - module.spatial), axis=-1, peak=x.peak)
+    return graph.op(
+        "average", features(module, graph, x, axis=-1 - module.spatial), axis=-1, peak=x.peak, curvature=LINEAR
+    )
 
 
 @register(TokenAverage)
 def _(module: TokenAverage, graph: Graph, x: Node) -> Node:
-    return graph.op("average", features(module, graph, x), peak=x.peak)
+    return graph.op("average", features(module, graph, x), peak=x.peak, curvature=LINEAR)
 
 
 @register(_AvgPool)
 def _(module: _AvgPool, graph: Graph, x: Node) -> Node:
-    return graph.op("average pool", features(module, graph, x, axis=-1 - module.spatial), peak=x.peak)
+    x = features(module, graph, x, axis=-1 - module.spatial)
+    return graph.op("average pool", x, peak=x.peak, curvature=LINEAR)
 
 
 @register(_MaxPool)
 def _(module: _MaxPool, graph: Graph, x: Node) -> Node:
     x = features(module, graph, x, axis=-1 - module.spatial)
     picked = min(x.features or module.taps, module.taps)
-    return graph.op("max pool", x, slots=bound(math.sqrt(picked)), peak=x.peak)
+    return graph.op("max pool", x, slots=bound(math.sqrt(picked)), peak=x.peak, curvature=PIECEWISE_LINEAR)

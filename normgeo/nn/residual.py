@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from normgeo.geometry import Graph, Node, register, trace, typical
+from normgeo.geometry import LINEAR, Graph, Node, register, trace, typical
 from normgeo.geometry.declare import single
 from normgeo.nn.algebra import Module, Sum
 from normgeo.nn.bonds import Identity
@@ -54,4 +54,5 @@ class Stream(Module):
 @register(Stream)
 def _(module: Stream, graph: Graph, x: Any) -> Node:
     out = single(trace(module.block, graph, x, name="block"), "Stream")
-    return graph.op("stream", x, out, slots=(typical(1 - module.share), typical(module.share)), size=typical(1.0))
+    slots = (typical(1 - module.share), typical(module.share))
+    return graph.op("stream", x, out, slots=slots, size=typical(1.0), curvature=LINEAR)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from normgeo.optim.stack import Parts, Stack
 from normgeo.steps.base import Move, total
@@ -40,17 +42,16 @@ def evaluate(
             )
         return None, None
     periods = [need["hvp"] for need in needs if "hvp" in need]
-    with torch.enable_grad():
+    due = bool(periods) and any(count() % period == 0 for period in periods)
+    # Fused attention has no second derivative on any device.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if due else nullcontext():
         loss = closure()
-        return (_differentiate(loss, parameters(), periods, count())) if periods else (loss, None)
+        return _differentiate(loss, parameters(), due) if periods else (loss, None)
 
 
-def _differentiate(
-    loss: Any, parameters: list[Parameter], periods: list[int], count: int
-) -> tuple[Tensor, Grads | None]:
+def _differentiate(loss: Any, parameters: list[Parameter], due: bool) -> tuple[Tensor, Grads | None]:
     if not (isinstance(loss, Tensor) and loss.requires_grad):
         raise ValueError("Hessian-vector products need a closure that returns the loss with its graph")
-    due = any(count % period == 0 for period in periods)
     try:
         grads = torch.autograd.grad(loss, parameters, create_graph=due, allow_unused=True)
     except RuntimeError as error:
@@ -101,7 +102,7 @@ class Line:
         if self.start is not None and not isinstance(eta, Tensor) and eta == 0:
             return self.start
         both = list(zip(self.stacks, self.moves, strict=True))
-        grads = {p: None if p.grad is None else p.grad.clone() for p in self.parameters}
+        grads = {p: (p.grad, None if p.grad is None else p.grad.clone()) for p in self.parameters}
         present = [stack.present() for stack in self.stacks]
         try:
             for (stack, move), where in zip(both, present, strict=True):
@@ -110,11 +111,11 @@ class Line:
             with torch.enable_grad():
                 loss = self.closure()
                 if self.differentiates:
-                    loss, _ = _differentiate(loss, self.parameters, [], 0)
+                    loss, _ = _differentiate(loss, self.parameters, due=False)
             slope = total((stack.grads() * move.radius * move.D).sum() for stack, move in both)
         finally:
             for (stack, move), where in zip(both, present, strict=True):
                 stack.write(move.W, where)
-            for p, grad in grads.items():
-                p.grad = grad
+            for p, (grad, values) in grads.items():  # the same tensors: others may hold views of them
+                p.grad = grad if grad is None or values is None else grad.copy_(values)
         return torch.as_tensor(loss).detach(), -slope

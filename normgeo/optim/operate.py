@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from normgeo.budgets import Budget, DataMetric, DiagonalMoment, FullMoment, KroneckerMoment, Moment, allot
+from normgeo.budgets import Budget, DataMetric, DiagonalMoment, FullMoment, KroneckerMoment, Moment, on_values
 from normgeo.norms import Norm
 from normgeo.optim.direction import Direction
 from normgeo.rules.base import State
@@ -26,7 +26,8 @@ class Operate(Direction):
     with two axes or more, the diagonal for vectors and for budgets on diagonals, all of it for budgets that are about whole
     matrices. every: the decomposition is renewed every so many steps (one for all leaves of a shape together).
     size="norm": D is brought to norm 1 in the leaf's norm, so that lr keeps its meaning and only the shape of the budget
-    matters; size="budget": D as it is. A budget on steps (`Step`) gives D from M itself.
+    matters (for a matrix norm that takes singular values in every step); size="budget": D as it is. A budget on steps
+    (`Step`) gives D from M itself.
 
     >>> import normgeo as ng
     >>> model = ng.nn.MLP(8, 16, 4)
@@ -86,18 +87,18 @@ class Operate(Direction):
         return isinstance(self.budget, Budget) and self.budget.kind == "step"
 
     def _best(self, moment: Moment, kept: Mapping[str, Tensor], like: Tensor) -> tuple[Tensor, State]:
-        values, basis = moment.spectrum(kept)
-        q = allot(self.budget, values)
-        if q is not None:
-            return q, basis
+        best = on_values(self.budget)
+        if best is not None:
+            values, basis = moment.spectrum(kept)
+            return best(values), basis
         assert isinstance(self.budget, Budget)
-        # The basis of a moment is not that of the best operator here, so the operator is kept as a matrix.
-        return self.budget.maximizer(moment.matrix(kept, tuple(like.shape[1:])).to(values)), {}
+        # The basis of the moment is not that of the best operator here, so the operator is kept as a matrix.
+        return self.budget.maximizer(moment.matrix(kept, tuple(like.shape[1:]))), {}
 
     def _moment(self, W: Tensor) -> Moment:
         if self.moment is not None:
             return self.moment
-        if allot(self.budget, W.new_ones(1, 1)) is None:
+        if on_values(self.budget) is None:
             return FullMoment()
         diagonal = isinstance(self.budget, Budget) and self.budget.kind == "diagonal"
         return DiagonalMoment() if diagonal or W.ndim < 3 else KroneckerMoment()

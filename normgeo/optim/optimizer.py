@@ -48,6 +48,8 @@ class Ready:
     """for each stack, the position of its parameters among all parameters that have a gradient; set in each step"""
     count: Tensor
     shared: dict[str, Tensor]
+    steps: int
+    """the count as the host knows it, for parts that act every k steps; steps that the device skips are in it"""
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -149,7 +151,7 @@ class Optimizer(torch.optim.Optimizer):
                 "step() inside `with opt.averaged()`: the model has its averaged weights; leave the block first"
             )
         groups = self._ready()
-        loss, graph = evaluate(closure, self.parts, self._trainable, lambda: int(groups[0].count))
+        loss, graph = evaluate(closure, self.parts, self._trainable, lambda: groups[0].steps)
         verdict = self._examine(groups, loss)
         if verdict.step:
             for group, ready in zip(self.param_groups, groups, strict=True):
@@ -198,7 +200,7 @@ class Optimizer(torch.optim.Optimizer):
     ) -> Line | None:
         """The loss along the direction of a group. Once another group has moved, it has to be measured at 0 too."""
         period = ready.parts.step.needs["closure"]
-        if period > 1 and int(ready.count) % period:
+        if ready.steps % period:
             return None
         first = self._bound is not None and ready is self._bound[0]
         start = (torch.as_tensor(loss).detach(), -stats.slope) if first else None
@@ -212,6 +214,7 @@ class Optimizer(torch.optim.Optimizer):
             new = state.shared[name].to(buffer)
             buffer.copy_(new if ok is None else torch.where(ok, new, before[name]))
         ready.count.add_(1 if ok is None else ok)
+        ready.steps += 1
 
     def _examine(self, groups: list[Ready], loss: Any) -> Verdict:
         """Look for NaN and Inf, also in a loss that a part asked for; tell each stack where its parameters are."""
@@ -265,7 +268,7 @@ class Optimizer(torch.optim.Optimizer):
             for p in params:
                 self.state[p][key] = tensor
         shared = {key.removeprefix("shared."): numbers[key] for key in numbers if key != "step"}
-        return Ready(parts, stacks, [], numbers["step"], shared)
+        return Ready(parts, stacks, [], numbers["step"], shared, int(numbers["step"]))
 
     # ---- checkpoints
 

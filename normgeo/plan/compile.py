@@ -17,6 +17,7 @@ from normgeo.budgets import Budget, DataMetric
 from normgeo.geometry import Factor, GeometryError, Graph, Leaf, Node, Use, bound, trace, unwrapped
 from normgeo.geometry.shares import Share, shares
 from normgeo.geometry.splits import Split
+from normgeo.geometry.ways import Ways
 from normgeo.norms import Norm
 from normgeo.optim import Direction, Operate, Optimizer
 from normgeo.plan.names import named_parameters, some
@@ -140,7 +141,15 @@ def _recorded(
     leaves = _with_radii(_with_masses(leaves, masses), radii)
     again = functools.partial(_recorded, recording=recording, masses=masses, norms=norms, radii=radii, strict=strict)
     identity = {name: weakref.ref(p) for name, p in parameters.items()}
-    return Plan(tuple(leaves), identity, again, found.assumed, found.unused)
+    ways = _ways(found.graph, found.output, named)
+    return Plan(tuple(leaves), identity, again, found.assumed, found.unused, ways=ways)
+
+
+def _ways(
+    graph: Graph, output: Node, named: Mapping[str, tuple[str, Parameter, list[Use]]]
+) -> dict[str, tuple[str, ...]]:
+    ways = Ways(graph, output)
+    return {leaf: ways.of_uses(uses) for leaf, (_, _, uses) in named.items()}
 
 
 def _shared(leaf: str, name: str, parameter: Parameter, uses: Sequence[Use], share: Share, given: Norm | None) -> Leaf:
@@ -176,7 +185,9 @@ def _compile(
             f"{some(unknown)}: the sensitivity is assumed; register the modules behind it or drop strict=True"
         )
     again = functools.partial(_compile, sizes=sizes, masses=masses, norms=norms, radii=radii, strict=strict)
-    return Plan(tuple(leaves), {name: weakref.ref(p) for name, p in parameters.items()}, again)
+    identity = {name: weakref.ref(p) for name, p in parameters.items()}
+    ways = _ways(graph, output, _named(graph.uses, parameters))
+    return Plan(tuple(leaves), identity, again, ways=ways, graph=functools.partial(_record, sizes=sizes))
 
 
 def optimizer(

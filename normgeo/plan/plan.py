@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from normgeo.geometry import Leaf
+from normgeo.geometry import Factor, Graph, Leaf, Node, Sharpness, sharpness, unwrapped
+from normgeo.geometry.factor import Known
+from normgeo.geometry.shares import REASONS
 from normgeo.linalg import SVD, Polar, PolarExpress
 from normgeo.norms import with_polar
 from normgeo.optim import Direction, Optimizer
@@ -64,6 +66,10 @@ class Plan:
     """frozen parameters that the output does not depend on; they have no leaf"""
     directions: Mapping[str, Direction] = field(default_factory=dict, repr=False)
     """parameter name -> the direction that a budget gives it, in place of the dual of its norm"""
+    ways: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False, repr=False)
+    """leaf name -> the operations between it and the output"""
+    graph: Callable[[nn.Module], tuple[Graph, Node]] | None = field(default=None, compare=False, repr=False)
+    """draws the graph of operations anew, for models whose modules declare theirs"""
 
     # ---- the modular norm
 
@@ -251,6 +257,37 @@ class Plan:
         sizes = self.sizes(model)
         return out + [f"{n}: its norm is {s:.4g}, outside the unit ball" for n, s in sizes.items() if not s <= 1 + 1e-5]
 
+    def sharpness(self, model: nn.Module) -> Sharpness:
+        """α, β, γ: how far the promise, which is for small steps, can be off for a step of size ‖Δ‖,
+
+            ‖f(w + Δ) - f(w) - Df[Δ]‖ ≤ α/2·‖Δ‖²,
+
+        for w and w + Δ in their unit balls. A worst case over all weights and inputs, with the dimension factors that it
+        prints; no step size rests on it. `of_loss` makes the sharpness λ of a loss of it.
+
+        >>> import normgeo as ng
+        >>> model = ng.nn.Linear(8, 4) @ ng.nn.Linear(8, 8)
+        >>> print(ng.compile(model).sharpness(model))
+        α 0.5, β 1, γ 0 (bounds)
+          linear  100 %  of α
+        """
+        if self.graph is None:
+            raise ValueError(
+                "second derivatives are declared by modules, and this plan was recorded from a forward pass, loaded or "
+                "copied; write normgeo.compile(model).sharpness(model), with modules of normgeo.nn or registered ones"
+            )
+        names = {id(parameter): name for name, parameter in self.find(model).items()}
+        leaves = {leaf.name: leaf for leaf in self.leaves}
+        graph, output = self.graph(unwrapped(model))
+        radii = []
+        for use in graph.uses:
+            name = names[id(use.parameter)]
+            leaf = leaves[f"{name}[{use.block}]" if use.block else name]
+            # What a module declares holds for the norm that it declares it in.
+            known: Known = "bound" if leaf.norm == use.norm else "typical"
+            radii.append(Factor(leaf.radius if leaf.trainable else 0.0, known))
+        return sharpness(graph, output, radii)
+
     def sizes(self, model: nn.Module | None = None) -> dict[str, float]:
         """leaf name -> norm of the weight as it is now.
 
@@ -265,15 +302,19 @@ class Plan:
     # ---- on paper
 
     def __str__(self) -> str:
+        return self.to_text()
+
+    def to_text(self, markdown: bool = False) -> str:
+        """The plan as a table for people, as `print` shows it or in Markdown, and what there is to know beside it."""
         typical = sum(leaf.known != "bound" for leaf in self.leaves)
         if not any(leaf.trainable for leaf in self.leaves):
-            return f"{table(self.leaves)}\n{len(self.leaves)} leaves, all frozen"
+            return f"{table(self.leaves, markdown)}\n{len(self.leaves)} leaves, all frozen"
         promise = (
             "all factors are bounds: η bounds the change of the output to first order, inside the unit balls"
             if not typical
             else f"{typical} of {len(self.leaves)} leaves rest on typical factors: η is typical, not a bound"
         )
-        lines = [table(self.leaves), f"{len(self.leaves)} leaves, mass {self.mass:.4g}; {promise}"]
+        lines = [f"{len(self.leaves)} leaves, mass {self.mass:.4g}; {promise}"]
         if self.assumed:
             each = ", ".join(f"{name} ({times})" for name, times in self.assumed.items())
             lines.append(f"assumed, because no rule says what they do: {each}")
@@ -282,6 +323,28 @@ class Plan:
         for direction in dict.fromkeys(map(str, self.directions.values())):
             names = [name for name, one in self.directions.items() if str(one) == direction]
             lines.append(f"{some(names)}: {direction}")
+        return "\n".join([table(self.leaves, markdown), *[""] * markdown, *lines])
+
+    def why(self, name: str) -> str:
+        """What a leaf is, where its numbers come from, and the operations between it and the output.
+
+        >>> import torch, normgeo as ng
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> print(ng.compile(model, (torch.ones(1, 4),)).why("0.weight").splitlines()[-1])
+        linear (0) → bias (0) → relu (1) → linear (2) → bias (2) → output
+        """
+        leaves = {leaf.name: leaf for leaf in self.leaves}
+        if name not in leaves:
+            raise ValueError(f"the plan has no leaf {name!r}; leaves are {some(leaves, 8)}")
+        leaf = leaves[name]
+        group = leaf.source.removeprefix("by role: ")
+        seen = f", seen as {leaf.view}" if leaf.view else ""
+        lines = [
+            f"{name}: {leaf.role}, {'×'.join(map(str, leaf.shape))}{seen}, in {leaf.norm}",
+            f"radius {leaf.radius:.4g} = {leaf.mass:.4g}/{self.mass:.4g} / ({leaf.input_norm:.4g}·{leaf.sensitivity:.4g}), "
+            f"{leaf.source}, {leaf.known}" + (f": {REASONS[group]}" if group in REASONS else ""),
+            " → ".join([*self.ways.get(name, ()), "output"]),
+        ]
         return "\n".join(lines)
 
     def to_json(self) -> str:

@@ -15,7 +15,7 @@ HEAD = ("leaf", "role", "norm", "shape", "mass", "x", "μ", "radius", "known", "
 RIGHT = {4, 5, 6, 7}
 
 
-def table(leaves: Sequence[Leaf]) -> str:
+def table(leaves: Sequence[Leaf], markdown: bool = False) -> str:
     """One line per leaf; leaves that differ only in the numbers of their name share a line, with how many they are."""
     seen: dict[tuple[str, ...], list[Leaf]] = {}
     for leaf in leaves:
@@ -23,6 +23,9 @@ def table(leaves: Sequence[Leaf]) -> str:
     rows: list[tuple[str, ...]] = [HEAD]
     for cells, group in seen.items():
         rows.append((cells[0] if len(group) > 1 else group[0].name, *cells[1:-1], _note(group)))
+    if markdown:
+        rule = ["---:" if i in RIGHT else "---" for i in range(len(HEAD))]
+        return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
     lines = [
         "  ".join(c.rjust(w) if i in RIGHT else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True)))

@@ -1,6 +1,18 @@
 """Rules: what is smoothed and accumulated before the direction."""
 
 from normgeo.rules.base import Rule
+from normgeo.rules.lags import AdamLags, LagCurve, best_momentum, saturating_lr
 from normgeo.rules.momentum import HeavyBall, Momentum, Plain
+from normgeo.rules.tuned import TunedMomentum
 
-__all__ = ["HeavyBall", "Momentum", "Plain", "Rule"]
+__all__ = [
+    "AdamLags",
+    "HeavyBall",
+    "LagCurve",
+    "Momentum",
+    "Plain",
+    "Rule",
+    "TunedMomentum",
+    "best_momentum",
+    "saturating_lr",
+]

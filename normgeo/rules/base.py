@@ -40,7 +40,7 @@ class Rule(ABC):
         """The smoothed gradient M. It may be state itself: nobody else writes to it."""
 
 
-def drop_stale(G: Tensor, age: Tensor, memory: float) -> Tensor:
+def drop_stale(G: Tensor, age: Tensor, memory: float | Tensor) -> Tensor:
     """Mark in `age` how many steps ago each slice last had a gradient; True where that is `memory` steps or more.
 
     A duality map moves every row of a table by a full radius, whether its momentum is 1 or 1e-30; with the weight β on

@@ -21,9 +21,10 @@ class Cauchy(StepSize):
     minimum along u. s and κ are averaged with the weight β on the past, over every `every`-th step.
 
     H u is one Hessian-vector product through the graph of the same batch, so that noise of the batch does not enter
-    twice; the closure returns the loss and does not call backward. While the average of s is ≤ 0 the step is 0. κ is the
-    curvature of one direction, a lower bound of the sharpness λ. With lr = 1, β = 0, every = 1 it is exact line search
-    for quadratics, in plain gradient descent gᵀg/gᵀHg (Cauchy's; erratum X0-22).
+    twice; the closure returns the loss and does not call backward. While the average of s is ≤ 0, and in a group that is
+    new until it is measured, the step is 0. κ is the curvature of one direction, a lower bound of the sharpness λ. With
+    lr = 1, β = 0, every = 1 it is exact line search for quadratics, in plain gradient descent gᵀg/gᵀHg (Cauchy's; erratum
+    X0-22).
 
     >>> import torch, normgeo as ng
     >>> model = ng.nn.Linear(4, 2)

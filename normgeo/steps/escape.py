@@ -53,7 +53,7 @@ class Prodigy(StepSize):
 
     In the norm of the largest entry, with sign descent, it is the published one without its moments (prodigyopt 1.1.2 with
     betas (1e-14, 0); at betas (0, 0) exactly it takes the new d). There the moments of Adam are weighted by d as well,
-    here they are the rule's business. β = 0 is `Escape`.
+    here they are the rule's business. ‖s‖* costs a second duality map per leaf. β = 0 is `Escape`.
     d never shrinks. With lr = 1 it is the formula. Source: Mishchenko and Defazio, arXiv 2306.06101.
 
     >>> import normgeo as ng
@@ -86,7 +86,8 @@ class Prodigy(StepSize):
         state.shared["r"] = r = self.beta * state.shared["r"] + weight * away
         for move, leaf in both:
             leaf["s"] = self.beta * leaf["s"] + weight.to(leaf["s"]) * move.G
-        size = total((move.radius.flatten() * move.norm.dual_norm(leaf["s"])).sum() for move, leaf in both)
+        # ‖s‖* by the duality map, as for gradients: nuclear norms by SVD would wait for the device.
+        size = total((move.radius * leaf["s"] * move.norm.dualize(leaf["s"])).sum() for move, leaf in both)
         estimate = torch.where(size > 0, self.coefficient * r / size, 0.0)
         state.shared["d"] = torch.maximum(d, torch.minimum(estimate, self.growth * d))
         return d

@@ -5,6 +5,7 @@ from normgeo.testing.geometry import check_geometry
 from normgeo.testing.norms import check_norm, check_polar
 from normgeo.testing.optimizer import check_optimizer
 from normgeo.testing.parts import check_constraint, check_rule, check_step
+from normgeo.testing.sharpness import check_sharpness
 
 __all__ = [
     "check_budget",
@@ -14,5 +15,6 @@ __all__ = [
     "check_optimizer",
     "check_polar",
     "check_rule",
+    "check_sharpness",
     "check_step",
 ]

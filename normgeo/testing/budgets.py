@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from normgeo.budgets import Budget
-from normgeo.budgets.base import below_zero, inner
-from normgeo.budgets.numerical import own
+from normgeo.budgets.base import inner
+from normgeo.budgets.shapes import below_zero, own
 
 __all__ = ["check_budget"]
 

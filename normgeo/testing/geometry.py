@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from normgeo.geometry import Leaf, unwrapped
+from normgeo.geometry import unwrapped
 from normgeo.linalg import SVD, steepest_gain
 from normgeo.norms import with_polar
 from normgeo.plan import Plan
@@ -45,15 +45,12 @@ def check_geometry(
     """
     model = unwrapped(model)
     plan = plan or compile_plan(model, tuple(inputs))
-    exact = Plan(tuple(_exact(leaf) for leaf in plan.leaves))
     weights = {name: p.detach() for name, p in named_parameters(model).items()}
 
-    def f(ws: Weights) -> Tensor:
-        out: Tensor = torch.func.functional_call(model, ws, tuple(inputs))
-        return out
-
     with sdpa_kernel(SDPBackend.MATH):  # flash attention has no forward derivative on CPU
-        worst = _search(f, weights, exact, starts, seed, output_axis(model, inputs))
+        worst = _search(
+            function_of_weights(model, inputs), weights, exact(plan), starts, seed, output_axis(model, inputs)
+        )
     if not plan.holds(model):
         # Weights may be outside their balls by the rounding of their dtype, which each layer passes on.
         slack = math.prod(max(1.0, size) for size in plan.sizes(model).values())
@@ -61,24 +58,43 @@ def check_geometry(
     return worst
 
 
-def _search(f: Callable[[Weights], Tensor], weights: Weights, exact: Plan, starts: int, seed: int, axis: int) -> float:
+def _search(f: Callable[[Weights], Tensor], weights: Weights, unit: Plan, starts: int, seed: int, axis: int) -> float:
     _, pull, *_ = torch.func.vjp(f, weights)
     random = torch.Generator().manual_seed(seed)
     points = [
-        exact.dualize({n: torch.randn(w.shape, generator=random, dtype=w.dtype) for n, w in weights.items()})
+        unit.dualize({n: torch.randn(w.shape, generator=random, dtype=w.dtype) for n, w in weights.items()})
         for _ in range(starts)
     ]
     return steepest_gain(
         forward=lambda delta: torch.func.jvp(f, (weights,), (delta,))[1],
         backward=lambda u: pull(u)[0],
         norming=lambda y: norming(y, axis),
-        dualize=exact.dualize,
+        dualize=unit.dualize,
         starts=points,
     )
 
 
-def _exact(leaf: Leaf) -> Leaf:
-    return dataclasses.replace(leaf, norm=with_polar(leaf.norm, SVD()))
+def exact(plan: Plan) -> Plan:
+    """The plan with polar factors from the SVD, so that its duality maps are exact."""
+    return Plan(tuple(dataclasses.replace(leaf, norm=with_polar(leaf.norm, SVD())) for leaf in plan.leaves))
+
+
+def function_of_weights(model: nn.Module, inputs: Sequence[Any]) -> Callable[[Weights], Tensor]:
+    """The output as a function of the weights by name. A module that is used twice is given its weights once: torch's own
+    tying would put them in twice and restore the second time what it had put in the first."""
+    names = {id(p): name for name, p in named_parameters(model).items()}
+    places = {
+        f"{path}.{own}" if path else own: names[id(p)]
+        for path, module in model.named_modules()
+        for own, p in module.named_parameters(recurse=False)
+    }
+
+    def f(weights: Weights) -> Tensor:
+        given = {place: weights[name] for place, name in places.items()}
+        out: Tensor = torch.func.functional_call(model, given, tuple(inputs), tie_weights=False)
+        return out
+
+    return f
 
 
 def norming(y: Tensor, axis: int = -1) -> Tensor:

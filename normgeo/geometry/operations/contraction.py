@@ -50,7 +50,7 @@ def _use(op: Operation, weight: Weight | Mixed, out: Node, letters: tuple[str, s
         op.use(weight, out, "linear", [*groups, ("o", outside), ("i", inside)], axis)
         return
     transposed = bool(inside and outside and inside[0] < outside[0])
-    for part, role in _matrices(weight):
+    for part, role in matrices(weight):
         large = [i for i, (n, s) in enumerate(part.entries.axes) if n > 1 and s] if part.entries else []
         if len(large) == 2:
             o, i = reversed(large) if transposed else large
@@ -59,11 +59,11 @@ def _use(op: Operation, weight: Weight | Mixed, out: Node, letters: tuple[str, s
             op.use(part, out, "gain", [("d", large)])
 
 
-def _matrices(weight: Weight | Mixed) -> list[tuple[Weight, str]]:
+def matrices(weight: Weight | Mixed) -> list[tuple[Weight, str]]:
     """The parameters that a matrix is made of, each once: W + BA, g·v/|v|."""
     if isinstance(weight, Weight):
         return [(weight, "linear")]
-    found = [pair for part in weight.parts for pair in _matrices(part)]
+    found = [pair for part in weight.parts for pair in matrices(part)]
     if weight.how == "matmul" and len(found) == 2:
         found = [(part, role) for (part, _), role in zip(found, ("lora B", "lora A"), strict=True)]
     known = {id(part.parameter): (part, role) for part, role in reversed(found)}
@@ -77,7 +77,7 @@ def linear(op: Operation) -> Meaning:
     lead = LETTERS[: x.tensor.ndim - 1]
     letters = (f"{lead}i", "oi", f"{lead}o") if w.tensor.ndim == 2 else (f"{lead}i", "i", lead)
     out = contract(op, x, w, letters, data_first=True)
-    return out if bias is None else shift(op, out, bias)
+    return out if bias is None else shift(op, out, bias, known=True)
 
 
 @operation("matmul", "rmatmul", "mm", "bmm", "mv", "dot", "inner", "vdot", "chain_matmul")
@@ -87,8 +87,8 @@ def matmul(op: Operation) -> Meaning:
 
 @operation("addmm", "baddbmm", "addbmm", "addmv")
 def addmm(op: Operation) -> Meaning:
-    out = _matmul(op, op.argument(1, "mat1"), op.argument(2, "mat2"))
-    return shift(op, out, op.argument(0, "input"))
+    bias, a, b = op.call.inputs
+    return shift(op, _matmul(op, a, b), bias, known=True)
 
 
 @operation("grouped_mm", "grouped_mm_fallback")
@@ -110,7 +110,7 @@ def bilinear(op: Operation) -> Meaning:
     weight = op.meaning(op.argument(2, "weight"))
     if isinstance(weight, Weight):
         op.use(weight, out, "linear", [("o", [0]), ("i", [1, 2])], -1)
-    return shift(op, out, op.argument(3, "bias"))
+    return shift(op, out, op.argument(3, "bias"), known=True)
 
 
 @operation("einsum")

@@ -80,8 +80,8 @@ def prelu(op: Operation) -> Meaning:
     return scale(op, op.data(0), op.argument(1, "weight"))
 
 
-def shift(op: Operation, x: Meaning, bias: Any) -> Meaning:
-    """x + b: a bias, a scalar, or positions if it has rows."""
+def shift(op: Operation, x: Meaning, bias: Any, known: bool = False) -> Meaning:
+    """x + b: a bias, a scalar, or positions if it has rows and is not `known` to be a bias."""
     meaning = op.meaning(bias)
     if not isinstance(x, Node) or meaning is None:
         return x
@@ -92,8 +92,9 @@ def shift(op: Operation, x: Meaning, bias: Any) -> Meaning:
         axes = large(weight)
         if len(axes) < 2:
             role = "bias" if axes else "scalar"
-            at = None if not axes else axes[0] - bias.tensor.ndim
-            op.use(weight, out, role, [("d", axes)] if axes else [], at)
+            op.use(weight, out, role, [("d", axes)] if axes else [], axes[0] - bias.tensor.ndim if axes else None)
+        elif known or (bias.tensor.ndim == 2 < op.call.outputs[0].tensor.ndim - 1):  # of heads, not of tokens
+            op.use(weight, out, "bias", [("b", axes[:-1]), ("d", axes[-1:])])
         else:
             op.use(weight, out, "positions", whole=True)
     return out

@@ -6,7 +6,7 @@ from typing import Any
 
 from normgeo.geometry.factor import typical
 from normgeo.geometry.graph import Node
-from normgeo.geometry.reading import Meaning, Mixed, Operation, Weight
+from normgeo.geometry.reading import Meaning, Mixed, Operation, Weight, of_weights
 from normgeo.geometry.record import Value
 from normgeo.geometry.registry import operation
 
@@ -20,7 +20,7 @@ MOVES = {
     "squeeze_copy", "fold", "requires_grad", "unsafe_chunk", "unsafe_split", "atleast_1d", "atleast_2d",
     "atleast_3d", "view_copy", "cpu", "cuda", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
     "feature_dropout", "pin_memory", "pad", "constant_pad_nd", "index_select", "nan_to_num", "positive", "conj",
-    "resolve_conj", "real", "adjoint",
+    "resolve_conj", "adjoint",
 }  # fmt: skip
 """in evaluation mode, in which recordings are made, dropout moves nothing at all"""
 COPIES = {
@@ -49,6 +49,12 @@ def moves(op: Operation) -> Any:
     if not keeps:
         op.reader.axis.pop(node.index, None)
     return node
+
+
+@operation("view_as_complex", "view_as_real", "complex", "polar", "real", "imag")
+def pairs(op: Operation) -> Meaning:
+    """Two numbers as one, or one as two."""
+    return of_weights(op) or op.result(*op.nodes)
 
 
 @operation(*CUTS)
