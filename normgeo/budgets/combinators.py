@@ -149,7 +149,12 @@ class Sum(Budget):
         return torch.stack([member.support(m) for member in self.members]).sum(0)
 
     def maximizer(self, m: Tensor) -> Tensor:
-        return torch.stack([member.maximizer(m) for member in self.members]).sum(0)
+        parts = [member for member in self.members if isinstance(member, Invariant)]
+        if len(parts) < len(self.members):
+            return torch.stack([member.maximizer(m) for member in self.members]).sum(0)
+        s, u = torch.linalg.eigh(checked(m, self))  # one serves all
+        best = torch.stack([part.allocate(s) for part in parts]).sum(0)
+        return ((u * best.unsqueeze(-2)) @ u.mT).to(m.dtype)
 
 
 @dataclass(frozen=True)

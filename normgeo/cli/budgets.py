@@ -30,7 +30,7 @@ RACES, TRIALS, RESULTS, PICTURE = "races.jsonl", "trials.jsonl", "results.json",
 @click.option(
     "--studies", default="claim,quadratic,nonconvex,network", show_default=True, help="Also: costs, training."
 )
-@click.option("--steps", type=click.IntRange(min=5), default=200, show_default=True, help="Of a race on a landscape.")
+@click.option("--steps", type=click.IntRange(min=20), default=100, show_default=True, help="Of a race on a landscape.")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="For landscapes and training.")
 @click.option("--text", type=click.Path(path_type=Path), help="Text to train on. [default: the standard library]")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/budgets"), show_default=True, help="Folder.")

@@ -23,9 +23,9 @@ from normgeo.budgets import (
     KroneckerMoment,
     NumericalWarning,
     Spectral,
-    allot,
+    on_values,
 )
-from normgeo.budgets.numerical import Constraint
+from normgeo.budgets.barrier import Constraint
 from normgeo.optim import Operate
 from normgeo.steps import Stats
 
@@ -74,9 +74,9 @@ def closed_forms(dims: Sequence[int] = (200, 1000), rounds: int = 5) -> list[Row
 
 def _lifted(budget: Budget | DataMetric, m: Tensor) -> Tensor:
     s, u = torch.linalg.eigh(m)
-    q = allot(budget, s.unsqueeze(0))
-    assert q is not None
-    return (u * q) @ u.mT
+    best = on_values(budget)
+    assert best is not None
+    return (u * best(s.unsqueeze(0))) @ u.mT
 
 
 # ---- completions
@@ -196,7 +196,7 @@ def completions(dims: Sequence[int] = (4, 8), spectra: Sequence[int] = (8, 32), 
 
         ways = {
             "bisection": lambda s=s, limits=limits: waterfill(s, limits),
-            "completed intersection": lambda s=s, both=both: allot(both, s.unsqueeze(0)),
+            "completed intersection": lambda s=s, both=both: on_values(both)(s.unsqueeze(0)),
             "SLSQP": solved,
         }
         out += _compared(f"spectrum of {d}", ways, s, rounds)
@@ -219,7 +219,7 @@ def _moment(d: int) -> Tensor:
 
 def _limits(d: int) -> Limits:
     """All three of them active."""
-    return Limits(trace=0.3 * d**0.5, cap=0.2, B=0.05)
+    return Limits(trace=0.31, cap=0.2, B=0.05)
 
 
 # ---- directions

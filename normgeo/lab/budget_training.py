@@ -30,10 +30,10 @@ def training_study(steps: int = 2000, every: int = 10) -> Comparison:
         "Frobenius": budget(0.2, Operate(Frobenius(), every=every)),
         "Spectral": budget(0.2, Operate(Spectral(trace=512.0), every=every)),
         "Diagonal": budget(0.2, Operate(Diagonal())),
-        "DataMetric, power 3/2": budget(0.2, Operate(DataMetric(1.5, damping=1e-4), every=every)),
-        "normgeo": [Entry.of("ours", lr=0.2)],
         "AdamW": [Entry.of("adamw", lr=1e-2)],
         "Muon + AdamW": [Entry.of("muon", lr=0.06, lr_rest=1e-2)],
+        "DataMetric, power 3/2": budget(0.2, Operate(DataMetric(1.5, damping=1e-4), every=every)),
+        "normgeo": [Entry.of("ours", lr=0.2)],
     }
     sizes = f"gpt width 32 depth 2 context 32 batch 8 steps {steps}"
     return Comparison(f"GPT of width 32, depth 2, {steps} steps", [sizes], field, "validation")
