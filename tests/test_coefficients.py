@@ -3,7 +3,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from normgeo.linalg.coefficients import CANS, evaluate, optimal_quintics, polar_express
+from normgeo.linalg import FAST, TIGHT
+from normgeo.linalg.coefficients import (
+    CANS,
+    about_one,
+    evaluate,
+    optimal_polynomials,
+    optimal_quintics,
+    polar_express,
+)
 
 # arXiv 2505.16932, for [1e-3, 1].
 PUBLISHED = (
@@ -57,6 +65,32 @@ def test_polar_express_stays_in_the_unit_interval(steps, safety, lower):
     y = evaluate(polar_express(steps, safety, lower), np.geomspace(1e-9, 1, 30_011))
     assert y.min() > 0
     assert y.max() <= 1 + 1e-6
+
+
+@given(st.floats(0.05, 0.99), st.sampled_from([5, 9, 13]))
+def test_the_best_polynomial_of_any_degree_equioscillates(lower, degree):
+    """Chebyshev: k coefficients are the best if p - 1 has k + 1 extremes of one size and alternating sign."""
+    best = optimal_polynomials((degree,), lower, cushion=0.0)
+    y = evaluate(best, np.linspace(lower, 1, 200_001)) - 1
+    size = np.abs(y).max()
+    signs = np.sign(y[np.abs(y) > 0.999 * size - 1e-13])
+    assert size < 1e-11 or 1 + (np.diff(signs) != 0).sum() == (degree + 1) // 2 + 1
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=6), st.floats(-1, 2))
+def test_about_one_is_the_same_polynomial(step, y):
+    direct = sum(c * y**k for k, c in enumerate(step))
+    assert sum(q * (1 - y) ** k for k, q in enumerate(about_one(tuple(step)))) == pytest.approx(direct, abs=1e-9)
+
+
+def test_what_tight_and_fast_promise():
+    x = np.geomspace(1e-9, 1, 200_001)
+    for polar, lower, error in ((TIGHT, 6e-4, 0.0075), (FAST, 4e-3, 0.08)):
+        y = evaluate(polar.schedule, x)
+        assert y.max() <= polar.ceiling + 1e-9
+        assert y.min() > 0
+        assert np.abs(y[x >= lower] - 1).max() <= error
+    assert np.abs(evaluate(TIGHT.schedule, x)[x >= 1e-3] - 1).max() <= 0.0055
 
 
 @pytest.mark.parametrize("bad", [{"lower": 0.0}, {"lower": 1.0}, {"cushion": 1.0}, {"cushion": -0.1}, {"steps": 0}])

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from helpers import exported, gaussian, seeds
@@ -5,12 +7,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normgeo import linalg
-from normgeo.linalg import SVD, NewtonSchulz, Polar, PolarExpress, exponent, l2, shift, steepest_gain, svd, svdvals
+from normgeo.linalg import (
+    FAST,
+    SVD,
+    TIGHT,
+    NewtonSchulz,
+    Polar,
+    PolarExpress,
+    exponent,
+    l2,
+    newton_schulz,
+    shift,
+    steepest_gain,
+    svd,
+    svdvals,
+)
 from normgeo.linalg.coefficients import CANS, CUBIC, DEEPSEEK, KELLER, QUINTIC, YOU
 from normgeo.testing import check_polar
 
 STATED = {  # largest shortfall for singular values of G/‖G‖_F in [1e-3, 1], largest overshoot
     SVD(): (1e-5, 1e-5),
+    TIGHT: (0.006, 1e-5),
+    FAST: (0.45, 1e-5),
     PolarExpress(): (0.006, 1e-5),
     PolarExpress(gram=True): (0.006, 1e-4),
     NewtonSchulz(KELLER): (0.53, 0.203),
@@ -117,6 +135,66 @@ def test_gram_form_against_the_svd(spectrum, schedule, dtype, error, top):
     assert torch.linalg.matrix_norm(p, 2) <= top
 
 
+def in_bfloat16(polar):
+    return dataclasses.replace(polar, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 256), (256, 64), (256, 256)])
+@pytest.mark.parametrize("spectrum", ["gaussian", "to 1e-3", "to 1e-10", "half 1e-3", "spike", "flat"])
+def test_tight_keeps_its_promise_in_bfloat16(spectrum, shape):
+    """Singular values of G/‖G‖_F in [1e-3, 1] land in [.99, 1], and ⟨G, P⟩ ≥ .95 ‖G‖*: also where most are 1e-3."""
+    m, k = min(shape), max(shape)
+    s = {
+        "gaussian": torch.linalg.svdvals(gaussian(m, k)),
+        "to 1e-3": torch.logspace(0, -3, m, dtype=torch.float64),
+        "to 1e-10": torch.logspace(0, -10, m, dtype=torch.float64),
+        "half 1e-3": torch.cat([torch.full((m // 2,), (2 / m) ** 0.5), torch.full((m // 2,), 1e-3)]).double(),
+        "spike": torch.cat([torch.ones(1), torch.full((m - 1,), 1e-3)]).double(),
+        "flat": torch.ones(m, dtype=torch.float64),
+    }[spectrum]
+    u, v = (torch.linalg.qr(gaussian(side, side, seed=side))[0] for side in (m, k))
+    g = ((u * s) @ v[:m] if shape[0] == m else v[:, :m] @ (s[:, None] * u)).float()
+    p = in_bfloat16(TIGHT)(g)
+    sizes = torch.linalg.svdvals(p.double())
+    assert sizes.max() <= 1
+    assert sizes[: int((s / s.norm() >= 0.999e-3).sum())].min() >= 0.99
+    assert (g.double() * p.double()).sum() >= 0.95 * s.sum()
+    for power in (100, -100):
+        assert torch.equal(in_bfloat16(TIGHT)(g * 2.0**power), p)
+    if spectrum == "flat":  # elsewhere rounding decides where small singular vectors point
+        torch.testing.assert_close(in_bfloat16(TIGHT)(g.mT), p.mT, atol=0.02, rtol=0)
+
+
+def test_mixed_is_bfloat16_only_where_it_pays(monkeypatch):
+    plain = dataclasses.replace(TIGHT, dtype=None)
+    wide, small, precise = gaussian(64, 96).float(), gaussian(63, 96).float(), gaussian(64, 96)
+    for fast, other in ((True, in_bfloat16(TIGHT)), (False, plain)):
+        monkeypatch.setattr(newton_schulz, "multiplies_bfloat16_fast", lambda device, fast=fast: fast)
+        assert torch.equal(TIGHT(wide), other(wide))
+        assert torch.equal(TIGHT(small), plain(small))
+        assert torch.equal(TIGHT(precise), plain(precise))
+
+
+def test_the_last_step_is_the_same_polynomial():
+    """In powers of I - XXᵀ, for 3 and 5 coefficients and for c = 0, wide and tall."""
+    u, v = (torch.linalg.qr(gaussian(6, 6, seed=k))[0] for k in (0, 1))
+    s = torch.linspace(0.1, 1, 6, dtype=torch.float64)
+    for schedule in (TIGHT.schedule, FAST.schedule, KELLER, 4 * CUBIC, (TIGHT.schedule[-1], *CUBIC)):
+        wanted = (u * linalg.coefficients.evaluate(schedule, s / s.norm())) @ v
+        torch.testing.assert_close(NewtonSchulz(schedule)((u * s) @ v), wanted, atol=1e-12, rtol=0)
+
+
+def test_gradients_at_the_ends_of_the_range():
+    """Up to the largest float; below 2⁻¹²⁶ the result may fall short, but is finite and still a descent direction."""
+    g = gaussian(5, 4).float()
+    p = PolarExpress()(g)
+    torch.testing.assert_close(PolarExpress()(g / g.abs().max() * torch.finfo(torch.float32).max), p, atol=1e-3, rtol=0)
+    for power in (-130, -140, -147):
+        tiny = PolarExpress()(shift(g, power))
+        assert torch.linalg.matrix_norm(tiny, 2) <= 1 + 1e-5
+        assert (tiny * g).sum() > 0
+
+
 def test_gram_form_is_the_same_polynomial():
     g = gaussian(3, 8, 20)
     for schedule in (KELLER, YOU, 4 * CUBIC, DEEPSEEK, linalg.coefficients.polar_express(9)):
@@ -128,6 +206,8 @@ def test_newton_schulz_refuses_nonsense():
     for bad in ((), ((1.5, -0.5),)):
         with pytest.raises(ValueError, match="one \\(a, b, c\\) a step"):
             NewtonSchulz(bad)
+    with pytest.raises(ValueError, match="takes steps of degree 5"):
+        NewtonSchulz(TIGHT.schedule, gram=True)
     with pytest.raises(ValueError, match="diverges in bfloat16"):
         PolarExpress(dtype=torch.bfloat16, gram=True)
     for dtype in (torch.bfloat16, torch.float16):
@@ -190,13 +270,13 @@ def test_power_method_finds_the_operator_norm_from_rms_to_rms():
     assert found == pytest.approx(float(torch.linalg.svdvals(j)[0]) * (9 / 5) ** 0.5, rel=1e-6)
 
 
-@pytest.mark.parametrize("bad", [{"steps": 0}, {"safety": 0.9}])
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"safety": 0.9}, {"steps": (5, 7)}])
 def test_polar_express_refuses_nonsense(bad):
     with pytest.raises(ValueError, match="PolarExpress needs"):
         PolarExpress(**bad)
 
 
-@pytest.mark.parametrize("polar", [PolarExpress(), PolarExpress(gram=True), NewtonSchulz(YOU)], ids=str)
+@pytest.mark.parametrize("polar", [PolarExpress(), PolarExpress(gram=True), NewtonSchulz(YOU), TIGHT], ids=str)
 def test_polars_compile_without_a_graph_break(polar):
     g = gaussian(2, 4, 8)
     compiled = torch.compile(polar, backend="eager", fullgraph=True)
@@ -207,3 +287,30 @@ def test_polars_compile_without_a_graph_break(polar):
 def test_newton_schulz_has_derivatives(gram):
     g = gaussian(1, 3, 6).requires_grad_()
     assert torch.autograd.gradcheck(PolarExpress(3, gram=gram), g)
+
+
+def test_eigh_copes_with_moments_of_rows_that_are_rarely_seen():
+    """On matrices like these torch.linalg.eigh can give up in float32."""
+    scales = torch.logspace(-2.5, -7.5, 188, dtype=torch.float64)
+    g = gaussian(20, 188) * scales * (gaussian(20, 188, seed=1) > 1)
+    m = (g.mT @ g).float()
+    values, vectors = linalg.eigh(torch.stack([m, m * 2.0**-60]))
+    torch.testing.assert_close(values[1] * 2.0**60, values[0])
+    torch.testing.assert_close((vectors * values.unsqueeze(-2) @ vectors.mT)[0], m, rtol=0, atol=1e-5 * float(m.max()))
+    torch.testing.assert_close(
+        values[0].double(), torch.linalg.eigvalsh(m.double()), rtol=0, atol=1e-5 * float(m.max())
+    )
+
+
+def test_eigh_goes_on_in_float64_where_lapack_gives_up(monkeypatch):
+    whole = torch.linalg.eigh
+
+    def stubborn(x):
+        if x.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("no convergence")
+        return whole(x)
+
+    monkeypatch.setattr(torch.linalg, "eigh", stubborn)
+    values, vectors = linalg.eigh(torch.diag(torch.tensor([3.0, 1.0])))
+    assert values.tolist() == [1, 3]
+    assert vectors.dtype == torch.float32

@@ -13,6 +13,7 @@ from normgeo.constraints import Decay, DecoupledDecay
 from normgeo.linalg import SVD
 from normgeo.norms import RMS, L1ToRMS, RMSToRMS, with_polar
 from normgeo.optim import NonFiniteError
+from normgeo.optim import stack as stack_module
 from normgeo.optim.guard import Guard
 from normgeo.rules import HeavyBall, Momentum, Plain
 from normgeo.steps import Cosine, Linear
@@ -306,10 +307,12 @@ def test_the_count_does_not_depend_on_the_default_dtype():
         torch.set_default_dtype(torch.float32)
 
 
-def test_huge_float64_gradients_are_finite():
-    layer = ng.nn.Linear(2, 2).double()
+@pytest.mark.parametrize(("size", "dtype"), [(1e40, torch.float64), (1e200, torch.float64), (1e30, torch.float32)])
+def test_huge_gradients_are_finite(size, dtype):
+    """Also where their squares are not."""
+    layer = ng.nn.Linear(2, 2, dtype=dtype)
     opt = ng.optimizer(layer)
-    layer.weight.grad = torch.full((2, 2), 1e40, dtype=torch.float64)
+    layer.weight.grad = torch.full((2, 2), size, dtype=dtype)
     opt.step()
     assert opt.skipped == 0
 
@@ -532,6 +535,18 @@ def test_leaves_of_one_norm_and_shape_are_one_stack():
     assert [len(stack) for stack in opt._bound[0].stacks] == [2, 1]
     assert opt._bound[0].stacks[0].norm == L1ToRMS()
     assert opt._bound[0].stacks[1].norm == RMSToRMS()
+
+
+def test_stacks_that_fit_the_cache_move_weights_as_whole_ones_do(monkeypatch):
+    model, twin = gpt(), gpt()
+    whole, pieces = ng.optimizer(model), ng.optimizer(twin)
+    train(whole, model, 3)
+    monkeypatch.setattr(stack_module, "CACHED", 130)
+    train(pieces, twin, 3)
+    assert len(pieces._bound[0].stacks) > len(whole._bound[0].stacks)
+    assert max(len(stack) for stack in pieces._bound[0].stacks) == 2
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
 def test_no_warning_in_ordinary_use():

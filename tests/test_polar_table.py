@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from normgeo.linalg import NewtonSchulz
+from normgeo.linalg import TIGHT, NewtonSchulz
 from normgeo.linalg.coefficients import DEEPSEEK, KELLER, polar_express
 
 SPEC = importlib.util.spec_from_file_location(
@@ -20,7 +20,7 @@ SPEC = importlib.util.spec_from_file_location(
 polar = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(polar)
 
-DEFAULT = polar_express()
+DEFAULT = TIGHT.schedule
 
 
 def worst_spectrum(schedule, n):
@@ -68,7 +68,7 @@ def test_flops_are_what_torch_counts(gram, ratio):
         return
     m = 16
     count = FlopCounterMode(display=False)
-    for _, schedule in polar.METHODS:
+    for schedule in (schedule for _, schedule in polar.METHODS if not (gram and max(map(len, schedule)) > 3)):
         with count:
             NewtonSchulz(schedule, gram=gram)(gaussian(m, ratio * m))
         expected = (polar.gram_flops if gram else polar.flops)(schedule, ratio) * m**3

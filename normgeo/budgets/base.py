@@ -84,7 +84,7 @@ class Budget:
     @default
     def maximizer(self, m: Tensor) -> Tensor:  # (*b, *d) -> (*b, *d)
         """argmax ⟨Q, M⟩ over the budget; 0 where no Q has a positive power."""
-        return complete(self, "maximizer", checked(m, self))
+        return complete(self, "maximizer", checked(m, self)).to(m.dtype)
 
     @default
     def support(self, m: Tensor) -> Tensor:  # (*b, *d) -> (*b,)
@@ -94,7 +94,7 @@ class Budget:
     @default
     def project(self, q: Tensor) -> Tensor:  # (*b, *d) -> (*b, *d)
         """The nearest operator of the budget, in ‖·‖_F."""
-        return complete(self, "project", checked(q, self))
+        return complete(self, "project", checked(q, self)).to(q.dtype)
 
     @default
     def constraints(self) -> Sequence[Constraint]:

@@ -4,6 +4,7 @@ import click
 
 from normgeo.cli.budgets import budgets
 from normgeo.cli.quality import quality
+from normgeo.cli.speed import speed
 
 __all__ = ["bench"]
 
@@ -15,3 +16,4 @@ def bench() -> None:
 
 bench.add_command(budgets)
 bench.add_command(quality)
+bench.add_command(speed)

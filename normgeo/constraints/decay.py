@@ -41,7 +41,7 @@ class Decay(Constraint):
         check_strength(type(self).__name__, self.strength)
 
     def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
-        return W - rate.eta * self.strength * old
+        return torch.addcmul(W, old, rate.eta, value=-self.strength)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class DecoupledDecay(Constraint):
         check_strength(type(self).__name__, self.strength)
 
     def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
-        return W - rate.relative * self.strength * old
+        return torch.addcmul(W, old, rate.relative, value=-self.strength)
 
 
 @dataclass(frozen=True)

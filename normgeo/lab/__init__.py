@@ -26,6 +26,8 @@ from normgeo.lab.ledger import Ledger
 from normgeo.lab.problems import Classes, Classify, Problem, Score, Settings, Text, evaluate, labelled_file
 from normgeo.lab.quality import Comparison, Parabola, Sources, Study, Transfer, studies
 from normgeo.lab.report import plot_budgets, plot_losses, summary
+from normgeo.lab.speed import Accuracy, Timing, accuracies, time_steps
+from normgeo.lab.speed_report import accuracy_table, plot_speed, speed_table
 from normgeo.lab.training import Curve, Training
 from normgeo.lab.trials import Entry, Outcome, Trial, Trials
 
@@ -35,6 +37,7 @@ __all__ = [
     "REFERENCE",
     "UPKEEP_COLUMNS",
     "WINNER_COLUMNS",
+    "Accuracy",
     "Claim",
     "Classes",
     "Classify",
@@ -61,12 +64,15 @@ __all__ = [
     "Sources",
     "Study",
     "Text",
+    "Timing",
     "Training",
     "Transfer",
     "Trial",
     "Trials",
     "UserError",
     "Way",
+    "accuracies",
+    "accuracy_table",
     "adamw",
     "claim",
     "closed_forms",
@@ -84,12 +90,15 @@ __all__ = [
     "ours",
     "plot_budgets",
     "plot_losses",
+    "plot_speed",
     "race",
     "save_checkpoint",
+    "speed_table",
     "standard_library",
     "studies",
     "summary",
     "text_file",
+    "time_steps",
     "training_study",
     "upkeep",
     "waterfill",

@@ -3,14 +3,16 @@
 from normgeo.linalg import coefficients
 from normgeo.linalg.clip import SHARP, clip, leading
 from normgeo.linalg.decompose import eigh, svd, svdvals
-from normgeo.linalg.newton_schulz import NewtonSchulz, PolarExpress
+from normgeo.linalg.newton_schulz import FAST, TIGHT, NewtonSchulz, PolarExpress
 from normgeo.linalg.polar import SVD, Polar
 from normgeo.linalg.power import steepest_gain
 from normgeo.linalg.scale import exponent, l2, shift
 
 __all__ = [
+    "FAST",
     "SHARP",
     "SVD",
+    "TIGHT",
     "NewtonSchulz",
     "Polar",
     "PolarExpress",

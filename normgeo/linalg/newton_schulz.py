@@ -3,24 +3,31 @@
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from normgeo.linalg.coefficients import Schedule, evaluate, polar_express
+from normgeo.linalg.coefficients import Schedule, about_one, evaluate, polar_express
+from normgeo.linalg.hardware import multiplies_bfloat16_fast
 from normgeo.linalg.polar import Polar
-from normgeo.linalg.scale import exponent, shift
 
-__all__ = ["NewtonSchulz", "PolarExpress"]
+__all__ = ["FAST", "TIGHT", "NewtonSchulz", "PolarExpress"]
+
+Work = torch.dtype | Literal["mixed"] | None
 
 # The Gram form starts afresh after steps 2, 5, 8, ...: rounding turns eigenvalues 0 of R = XXᵀ negative and every step
 # makes them a² times larger. With the first restart alone, ten steps of DEEPSEEK in float32 err by .9.
 FIRST_RESTART, BETWEEN_RESTARTS = 2, 3
 
+# Rounding G/‖G‖_F to bfloat16 moves its singular values by 2⁻¹⁰·(m^-½ + n^-½): 2e-4 for sides of 64, 6e-4 for sides of 8.
+SMALLEST_MIXED = 64
+
 
 @dataclass(frozen=True)
 class NewtonSchulz(Polar):
-    """X ← a X + b (XXᵀ)X + c (XXᵀ)²X with the (a, b, c) of each step from `linalg.coefficients`, or your own.
+    """X ← a X + b (XXᵀ)X + c (XXᵀ)²X with the (a, b, c) of each step from `linalg.coefficients`, or your own; a step may
+    also be of degree 9, with five coefficients.
 
     Short schedules trade accuracy for steps: they do not reach 1 and some overshoot. Of singular values of G/‖G‖_F in
     [1e-3, 1] (docs/polar.md has the whole table, and how much descent the worst gradient gets):
@@ -29,8 +36,10 @@ class NewtonSchulz(Polar):
         YOU, 5 steps         in [.474, 1.146]        DEEPSEEK, 10 steps  in [.9999, 1.0006]
         15 * CUBIC           in [.416, 1]            10 * QUINTIC        in [.498, 1]
 
-    `dtype` is the work dtype; None keeps the input's, or float32 for inputs of 16 bits. CANS needs 32 bits: in bfloat16 a
-    constant G would go to 1e11. Cost: 4 m²n + 2 m³ flops a step for sides m ≤ n, 4 m²n where c = 0; a tall X is
+    `dtype` is the work dtype; None keeps the input's, or float32 for inputs of 16 bits; "mixed" is explained at
+    `PolarExpress`. Whatever it is, the last step is taken in powers of E = I - XXᵀ, which is small by then, and added up in
+    float32: so 16 bits cost .2 % at most in the final singular values. CANS needs 32 bits: in bfloat16 a constant G would
+    go to 1e11. Cost: 4 m²n + 2 m³ flops a step for sides m ≤ n, 4 m²n where c = 0, 4 m²n + 4 m³ for degree 9; a tall X is
     multiplied from the right, so nothing is transposed. `gram=True` is explained at `PolarExpress`.
 
     >>> from normgeo.linalg import coefficients
@@ -40,19 +49,22 @@ class NewtonSchulz(Polar):
     """
 
     schedule: Schedule
-    dtype: torch.dtype | None = None
+    dtype: Work = None
     gram: bool = False
 
     def __post_init__(self) -> None:
-        if not self.schedule or any(len(step) != 3 for step in self.schedule):
+        if not self.schedule or any(len(step) not in (3, 5) for step in self.schedule):
             raise ValueError(
-                "NewtonSchulz needs one (a, b, c) a step, such as schedule=5 * ((3.4445, -4.775, 2.0315),); "
-                f"got {self.schedule}"
+                "NewtonSchulz needs one (a, b, c) a step, such as schedule=5 * ((3.4445, -4.775, 2.0315),), or five "
+                f"coefficients; got {self.schedule}"
             )
-        if self.gram and self.dtype == torch.bfloat16:
+        if self.gram and any(len(step) == 5 for step in self.schedule):
+            raise ValueError("the Gram form takes steps of degree 5; write gram=False")
+        if self.gram and self.dtype in (torch.bfloat16, "mixed"):
             raise ValueError("the Gram form diverges in bfloat16; write dtype=torch.float16 or gram=False")
         # Rounding may leave ‖X‖ at 1 + eps/2, and from there a polynomial without margin goes to infinity in a few steps.
-        edge = 1 + torch.finfo(self.dtype or torch.float32).eps
+        coarsest = torch.bfloat16 if self.dtype == "mixed" else self.dtype or torch.float32
+        edge = 1 + torch.finfo(coarsest).eps
         if not abs(evaluate(self.schedule, edge)) <= 2:
             raise ValueError(
                 f"this schedule has no margin for the rounding of {self.dtype}: it sends {edge:.8g} to "
@@ -62,19 +74,29 @@ class NewtonSchulz(Polar):
     def __call__(self, g: Tensor) -> Tensor:
         *batch, m, n = g.shape
         x = _unit(g).reshape(-1, m, n)
-        if self.dtype is not None:
-            x = x.to(self.dtype)
         form = _gram_form if self.gram and 2 * max(m, n) >= 3 * min(m, n) else _plain_form
-        return form(x, self.schedule).reshape(*batch, m, n).to(g.dtype)
+        return form(x.to(self.work(x)), self.schedule, x.dtype).reshape(*batch, m, n).to(g.dtype)
+
+    def work(self, x: Tensor) -> torch.dtype:
+        """The dtype in which the products of x (in float32 at least) are made."""
+        if self.dtype != "mixed":
+            return self.dtype or x.dtype
+        pays = x.dtype == torch.float32 and min(x.shape[-2:]) >= SMALLEST_MIXED and multiplies_bfloat16_fast(x.device)
+        return torch.bfloat16 if pays else x.dtype
 
 
 @dataclass(frozen=True)
 class PolarExpress(Polar):
     """X ← a X + b (XXᵀ)X + c (XXᵀ)²X from X = G/‖G‖_F, with the optimal (a, b, c) of each step.
 
-    Singular values of G/‖G‖_F in [1e-3, 1] land in [.994, 1] after 6 steps (the default) and in [.75, 1] after 5;
-    smaller ones fall short of 1 and are never overshot. `dtype` is the work dtype; None keeps the input's, or float32
-    for inputs of 16 bits. Cost: 4 m²n + 2 m³ flops a step for m ≤ n. Source: arXiv 2505.16932, safety as printed there.
+    Singular values of G/‖G‖_F in [lower, 1] land close to 1, smaller ones fall short of it and none overshoots `ceiling`:
+    in [.994, 1] after 6 steps with lower=1e-3, in [.75, 1] after 5. `steps` is their number, or the degree of each: a step
+    of degree 9 takes four products where degree 5 takes three. Source: arXiv 2505.16932, safety as printed there.
+
+    `dtype` is the work dtype; None keeps the input's, or float32 for inputs of 16 bits. "mixed" multiplies in bfloat16
+    where the device does that faster, if no side is below 64, and adds up the last step in float32: rounding is then a
+    perturbation of G, by about ‖G‖_F·(m^-½ + n^-½)/1000 in the spectral norm, and leaves .2 % in the singular values of
+    the result. Elsewhere, and for float64, it is None. Cost: 4 m²n + 2 m³ flops a step for m ≤ n.
 
     `gram=True`, wherever n ≥ 1.5 m, runs the iteration on R = XXᵀ and collects Q, the product of its polynomials; X ← Q X
     after steps 2, 5, 8, ... and at the end. That is .72 of the flops at n = 4 m and 6 steps. Meant for float32 and float16
@@ -86,43 +108,84 @@ class PolarExpress(Polar):
     True
     """
 
-    steps: int = 6
+    steps: int | tuple[int, ...] = 6
     safety: float = 1.01
-    dtype: torch.dtype | None = None
+    dtype: Work = None
     gram: bool = False
+    lower: float = 1e-3
+    ceiling: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not self.safety >= 1:
+        degrees = self.steps if isinstance(self.steps, tuple) else (5,) * self.steps
+        if not degrees or set(degrees) - {5, 9} or not self.safety >= 1:
             raise ValueError(
-                f"PolarExpress needs steps ≥ 1 and safety ≥ 1, got steps={self.steps}, safety={self.safety}"
+                "PolarExpress needs steps ≥ 1 (or degrees 5 and 9, one a step) and safety ≥ 1, "
+                f"got steps={self.steps}, safety={self.safety}"
             )
         _ = self._iteration  # computed here, where torch.compile does not look
 
     def __call__(self, g: Tensor) -> Tensor:
         return self._iteration(g)
 
+    @property
+    def schedule(self) -> Schedule:
+        """The coefficients of each step."""
+        return self._iteration.schedule
+
     @cached_property
     def _iteration(self) -> NewtonSchulz:
-        return NewtonSchulz(polar_express(self.steps, self.safety), self.dtype, self.gram)
+        schedule = polar_express(self.steps, self.safety, self.lower, self.ceiling)
+        return NewtonSchulz(schedule, self.dtype, self.gram)
+
+    def work(self, x: Tensor) -> torch.dtype:
+        """The dtype in which the products of x (in float32 at least) are made."""
+        return self._iteration.work(x)
+
+
+# A last step of degree 9 does for one more product what takes another step of degree 5. `lower` is below the 1e-3 that is
+# promised, and `ceiling` below 1, because of what rounding to bfloat16 does at both ends: in bfloat16 the result is in
+# [.991, .9991] (tests/test_linalg.py), so it stays in the unit ball.
+TIGHT = PolarExpress((5, 5, 5, 5, 5, 9), dtype="mixed", lower=6e-4, ceiling=0.9965)
+FAST = PolarExpress((5, 5, 5, 9), dtype="mixed", lower=4e-3)
 
 
 def _unit(g: Tensor) -> Tensor:
     """G/‖G‖_F, 0 for 0, in float32 at least."""
-    x = shift(g, -exponent(g, 2))
-    if x.dtype in (torch.bfloat16, torch.float16):
-        x = x.float()
-    # A nonzero x now has an entry of size at least 1/2, so the clamp only meets x = 0.
-    return x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(0.25)
+    x = g.float() if g.dtype in (torch.bfloat16, torch.float16) else g
+    wide = torch.float32 if x.device.type == "mps" else torch.float64  # squares in float64 neither under- nor overflow
+    size = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=wide)
+    return x * size.reciprocal().clamp_max(torch.finfo(x.dtype).max).to(x.dtype)
 
 
-def _plain_form(x: Tensor, schedule: Schedule) -> Tensor:  # (b, m, n) -> (b, m, n)
-    for a, b, c in schedule:
-        r = _gram(x)
-        x = _apply(x, torch.baddbmm(r, r, r, beta=b, alpha=c), a) if c else _apply(x, r, a, b)
-    return x
+def _plain_form(x: Tensor, schedule: Schedule, dtype: torch.dtype) -> Tensor:  # (b, m, n) -> (b, m, n)
+    k, wide = min(x.shape[-2:]), x.shape[-2] <= x.shape[-1]
+    eye = torch.eye(k, dtype=x.dtype, device=x.device).expand(len(x), k, k)
+    *steps, last = schedule
+    for step in steps:
+        if len(step) == 3:
+            a, b, c = step
+            r = _gram(x)
+            x = _apply(x, torch.baddbmm(r, r, r, beta=b, alpha=c), a) if c else _apply(x, r, a, b)
+        else:
+            a, *q = about_one(step)
+            x = _apply(x, _residual(x, eye, q), a)
+    a, *q = about_one(last)
+    z = _residual(x, eye, q)
+    product = torch.bmm(z, x) if wide else torch.bmm(x, z)
+    return torch.add(product.to(dtype), x.to(dtype), alpha=a)
 
 
-def _gram_form(x: Tensor, schedule: Schedule) -> Tensor:  # (b, m, n) -> (b, m, n)
+def _residual(x: Tensor, eye: Tensor, q: list[float]) -> Tensor:  # (b, m, n) -> (b, k, k), k = min(m, n)
+    """q₁ E + q₂ E² + ... with E = I - XXᵀ (XᵀX), which baddbmm rounds only after the subtraction."""
+    e = torch.baddbmm(eye, *((x, x.mT) if x.shape[-2] <= x.shape[-1] else (x.mT, x)), alpha=-1)
+    if len(q) == 2:
+        return torch.baddbmm(e, e, e, beta=q[0], alpha=q[1]) if q[1] else q[0] * e
+    s = torch.bmm(e, e)  # then q₁ e + q₂ s + (q₃ e + q₄ s) s
+    low, high = torch.add(s, e, alpha=q[0] / q[1]), torch.add(s, e, alpha=q[2] / q[3])
+    return torch.baddbmm(low, high, s, beta=q[1], alpha=q[3])
+
+
+def _gram_form(x: Tensor, schedule: Schedule, dtype: torch.dtype) -> Tensor:  # (b, m, n) -> (b, m, n)
     """With P = aI + Z, Z = bR + cR²: Q ← P Q and R ← P R P, then X ← Q X; all factors commute."""
     wide = x.shape[-2] <= x.shape[-1]
     eye = torch.eye(min(x.shape[-2:]), dtype=x.dtype, device=x.device)
@@ -136,7 +199,7 @@ def _gram_form(x: Tensor, schedule: Schedule) -> Tensor:  # (b, m, n) -> (b, m, 
                 r = torch.baddbmm(pr, pr, z, beta=a)
             q = z + a * eye if k == start else torch.baddbmm(q, z, q, beta=a)
         x = torch.bmm(q, x) if wide else torch.bmm(x, q)
-    return x
+    return x.to(dtype)
 
 
 def _gram(x: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ def exponent(x: Tensor, ndim: int) -> Tensor:  # (*b, *d) -> (*b, 1, ..., 1)
     >>> exponent(torch.tensor([3.0, -0.5]), ndim=1)
     tensor([2], dtype=torch.int32)
     """
-    largest = x.detach().abs().amax(dim=tuple(range(-ndim, 0)), keepdim=True)
+    x, axes = x.detach(), tuple(range(-ndim, 0))
+    largest = torch.maximum(x.amax(axes, keepdim=True), -x.amin(axes, keepdim=True))  # |x| would be one more array
     return torch.frexp(largest).exponent
 
 

@@ -15,14 +15,14 @@ from __future__ import annotations
 import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from normgeo.linalg import Polar, PolarExpress, svdvals
+from normgeo.linalg import TIGHT, Polar, svdvals
 from normgeo.norms.base import Norm, trailing
 from normgeo.norms.operators import RMSToRMS
 
@@ -37,7 +37,7 @@ class _Unfolded(Norm):
 
     spatial: int
     groups: int = 1
-    polar: Polar = field(default_factory=PolarExpress)
+    polar: Polar = TIGHT
 
     def __post_init__(self) -> None:
         if self.spatial < 1 or self.groups < 1:

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from normgeo.linalg import Polar, PolarExpress, l2
+from normgeo.linalg import TIGHT, Polar, l2
 from normgeo.norms.base import Norm, gaussian, trailing
 from normgeo.norms.spectral import capped, singular_values
 from normgeo.norms.vectors import rms, rms_project, rms_unit, sign, unit
@@ -25,7 +25,7 @@ class RMSToRMS(Norm):
     (tensor(2.), tensor(3.))
     """
 
-    polar: Polar = field(default_factory=PolarExpress)
+    polar: Polar = TIGHT
     ndim = 2
 
     def norm(self, w: Tensor) -> Tensor:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from normgeo.linalg import Polar, PolarExpress, exponent, l2, shift, svd, svdvals
+from normgeo.linalg import TIGHT, Polar, exponent, l2, shift, svd, svdvals
 from normgeo.norms.base import Norm, trailing
 from normgeo.norms.gauges import ky_fan_cap, power_cap, simplex_cap
 from normgeo.norms.vectors import unit
@@ -85,7 +85,7 @@ class Spectral(Norm):
     tensor(3.)
     """
 
-    polar: Polar = field(default_factory=PolarExpress)
+    polar: Polar = TIGHT
     ndim = 2
 
     def norm(self, w: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from normgeo.rules.base import State
@@ -26,6 +27,8 @@ class Iterate(ABC):
     """
 
     needs: Mapping[str, int] = {}
+    joint = False
+    """whether only the product η·D matters to `write`: then the radius may come with η, which is smaller than D"""
 
     def init(self, W: Tensor) -> State:
         """State per leaf."""
@@ -33,7 +36,7 @@ class Iterate(ABC):
 
     @abstractmethod
     def write(self, W: Tensor, D: Tensor, eta: Tensor, state: State) -> Tensor:
-        """The new weights; D already has the size of the leaf's radius."""
+        """The new weights; η·D is the step, D with the size of the leaf's radius unless the iterate is `joint`."""
 
     def follow(self, W: Tensor, written: Tensor, state: State) -> None:
         """See W, what the constraint has made of the weights that `write` returned."""
@@ -53,5 +56,7 @@ class Descent(Iterate):
     tensor([0.7500])
     """
 
+    joint = True
+
     def write(self, W: Tensor, D: Tensor, eta: Tensor, state: State) -> Tensor:
-        return W - eta * D
+        return torch.addcmul(W, D, eta, value=-1)

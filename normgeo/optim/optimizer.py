@@ -44,8 +44,6 @@ class Ready:
 
     parts: Parts
     stacks: list[Stack]
-    indices: list[list[int]]
-    """for each stack, the position of its parameters among all parameters that have a gradient; set in each step"""
     count: Tensor
     shared: dict[str, Tensor]
     steps: int
@@ -152,7 +150,7 @@ class Optimizer(torch.optim.Optimizer):
             )
         groups = self._ready()
         loss, graph = evaluate(closure, self.parts, self._trainable, lambda: groups[0].steps)
-        verdict = self._examine(groups, loss)
+        verdict = self._examine(loss)
         if verdict.step:
             for group, ready in zip(self.param_groups, groups, strict=True):
                 self._advance(group, ready, verdict, loss, graph, closure)
@@ -167,12 +165,11 @@ class Optimizer(torch.optim.Optimizer):
         graph: Grads | None,
         closure: Callable[[], Any] | None,
     ) -> None:
-        active = [i for i, stack in enumerate(ready.stacks) if any(stack.present())]
-        if not active:
+        stacks = [stack for stack in ready.stacks if any(stack.present())]
+        if not stacks:
             return
         step = ready.parts.step
-        stacks = [ready.stacks[i] for i in active]
-        living = [alive(stack, verdict, ready.indices[i]) for i, stack in zip(active, stacks, strict=True)]
+        living = [alive(stack, verdict) for stack in stacks]
         before = [None if a is None else stack.snapshot() for a, stack in zip(living, stacks, strict=True)]
         shared_before = {} if verdict.finite is None else {name: x.clone() for name, x in ready.shared.items()}
         stats = Stats(ready.count, torch.as_tensor(loss).detach() if "loss" in step.needs else None)
@@ -216,23 +213,19 @@ class Optimizer(torch.optim.Optimizer):
         ready.count.add_(1 if ok is None else ok)
         ready.steps += 1
 
-    def _examine(self, groups: list[Ready], loss: Any) -> Verdict:
-        """Look for NaN and Inf, also in a loss that a part asked for; tell each stack where its parameters are."""
-        position: dict[Parameter, int] = {}
-        for ready in groups:
-            for stack in ready.stacks:
-                for p in stack.params:
-                    if p.grad is not None and p not in position:
-                        if p.grad.is_sparse:
-                            name = self._leaves[p][0].parameter
-                            raise ValueError(
-                                f"the gradient of {name} is sparse; norms need dense gradients: use a dense embedding"
-                            )
-                        position[p] = len(position)
-            ready.indices = [[position.get(p, 0) for p in stack.params] for stack in ready.stacks]
-        names = [self._leaves[p][0].parameter for p in position]
+    def _examine(self, loss: Any) -> Verdict:
+        """Look for NaN and Inf, also in a loss that a part asked for."""
+        params = [p for p in self._trainable() if p.grad is not None]
+        grads = [p.grad for p in params if p.grad is not None]
+        for p, grad in zip(params, grads, strict=True):
+            if grad.is_sparse:
+                name = self._leaves[p][0].parameter
+                raise ValueError(f"the gradient of {name} is sparse; norms need dense gradients: use a dense embedding")
         asked = any("loss" in part.needs for parts in self.parts for part in parts)
-        return self._guard(names, [p.grad for p in position if p.grad is not None], loss if asked else None)
+        verdict = self._guard(lambda: [self._leaves[p][0].parameter for p in params], grads, loss if asked else None)
+        if verdict.finite is not None:
+            verdict.position = {p: i for i, p in enumerate(params)}
+        return verdict
 
     def _trainable(self) -> list[Parameter]:
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
@@ -268,7 +261,7 @@ class Optimizer(torch.optim.Optimizer):
             for p in params:
                 self.state[p][key] = tensor
         shared = {key.removeprefix("shared."): numbers[key] for key in numbers if key != "step"}
-        return Ready(parts, stacks, [], numbers["step"], shared, int(numbers["step"]))
+        return Ready(parts, stacks, numbers["step"], shared, int(numbers["step"]))
 
     # ---- checkpoints
 

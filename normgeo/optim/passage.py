@@ -18,9 +18,9 @@ from normgeo.steps.base import Move
 __all__ = ["alive", "direct", "rate", "write"]
 
 
-def alive(stack: Stack, verdict: Verdict, indices: list[int]) -> Tensor | None:  # -> (n,) bool, None for all
+def alive(stack: Stack, verdict: Verdict) -> Tensor | None:  # -> (n,) bool, None for all
     """Which leaves take part: those with a gradient that is finite."""
-    present, good = stack.present(), verdict.good(indices)
+    present, good = stack.present(), verdict.good(stack.params)
     if all(present):
         return good
     has = torch.tensor(present, device=stack.device)
@@ -48,9 +48,11 @@ def direct(stack: Stack, living: Tensor | None, stats: Stats, graph: dict[Parame
 def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_update: bool) -> None:
     """From the unit direction to the weights; at η = 0 nothing moves, whatever the constraint would do."""
     old = move.W
-    step = stack.iterate.write(old, move.radius * move.D, rate.eta, stack.state["iterate"])
+    radius, iterate, state = move.radius, stack.iterate, stack.state["iterate"]
+    D, eta = (move.D, radius * rate.eta) if iterate.joint else (radius * move.D, rate.eta)
+    step = iterate.write(old, D, eta, state)
     new = stack.constraint.retract(step, old, rate, stack.state["constraint"])
-    stack.iterate.follow(new, step, stack.state["iterate"])
+    iterate.follow(new, step, state)
     moving = rate.eta != 0
     if not stack.all_may_move:
         moving = moving & (stack.radius > 0)  # a leaf of mass 0 is not moved by its constraint either
@@ -60,8 +62,7 @@ def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_upda
     if old.device.type != "cpu" or not bool(moving.all()):
         new = torch.where(moving, new, old)
     stack.write(new, stack.present())
-    written = new.to(stack.params[0].dtype)  # 16-bit weights may round a small step away
-    stack.numbers["moved"] += (written != old).reshape(len(stack), -1).any(1)
+    stack.count_moves(new, old)
     if keep_update:
         move.update, move.eta = new - old, rate.eta
 

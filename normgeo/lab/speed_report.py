@@ -1,0 +1,67 @@
+"""Step times for people: tables and a picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from normgeo.lab.speed import Accuracy, Timing, by_width
+
+__all__ = ["accuracy_table", "plot_speed", "speed_table"]
+
+
+def speed_table(timings: Sequence[Timing]) -> Table:
+    """A line per optimizer and width; [first and third quartile] beside each median."""
+    table = Table(title="one step on the hidden matrices of a GPT: median and quartiles, ratios to torch Muon")
+    table.add_column("width")
+    table.add_column("optimizer", no_wrap=True)
+    for column in ("ms", "ratio", "GFLOP/s", "GB/s"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for timing in timings:
+        low, median, high = timing.milliseconds
+        below, ratio, above = timing.ratio
+        table.add_row(
+            str(timing.width),
+            timing.name,
+            f"{median:.2f} [{low:.2f}, {high:.2f}]",
+            f"{ratio:.2f} [{below:.2f}, {above:.2f}]",
+            "" if timing.gflops is None else f"{timing.gflops:.0f}",
+            f"{timing.gbytes:.1f}",
+        )
+    return table
+
+
+def accuracy_table(accuracies: Sequence[Accuracy]) -> Table:
+    """How near the polar factors of the optimizers come to the exact one."""
+    table = Table(title="polar factors: singular values where those of G/‖G‖_F are ≥ 1e-3, and least ⟨G, P⟩/‖G‖*")
+    table.add_column("width")
+    table.add_column("optimizer")
+    for column in ("least", "largest", "descent"):
+        table.add_column(column, justify="right")
+    for each in accuracies:
+        numbers = (f"{value:.4f}" for value in (each.least, each.largest, each.descent))
+        table.add_row(str(each.width), each.name, *numbers)
+    return table
+
+
+def plot_speed(timings: Sequence[Timing], title: str) -> bytes:
+    """A PNG: for each width the median ratios as bars, with their quartiles."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    groups = by_width(timings)
+    figure = Figure(figsize=(4.5 * len(groups), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (width, its) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
+        ratios = [timing.ratio for timing in its]
+        spread = [[r[1] - r[0] for r in ratios], [r[2] - r[1] for r in ratios]]
+        axes.barh([timing.name for timing in its], [r[1] for r in ratios], xerr=spread, capsize=3)
+        axes.axvline(1, color="gray", linewidth=1)
+        axes.invert_yaxis()
+        axes.set(xlabel="time of a step / torch Muon's", title=f"width {width}")
+    figure.suptitle(title)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=140)
+    return picture.getvalue()
