@@ -90,7 +90,9 @@ class _Shown:
         self.report: dict[str, Any] = {}
 
     def table(self, name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        table = Table(*columns, title=title)
+        table = Table(title=title)
+        for column in columns:
+            table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*row)
         self.console.print(table, soft_wrap=False)

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -61,22 +62,26 @@ def closed_forms(dims: Sequence[int] = (200, 1000), rounds: int = 5) -> list[Row
         x, y = (torch.randn(d, d, generator=generator, dtype=torch.float64) for _ in range(2))
         m = x @ x.mT / d
         ellipsoid = Ellipsoid(y @ y.mT / d + torch.eye(d).to(y))
-        work: dict[str, Callable[[], object]] = {"one eigh": lambda m=m: torch.linalg.eigh(m)}
+        work: dict[str, Callable[[], object]] = {"one eigh": partial(torch.linalg.eigh, m)}
         both: dict[str, Budget] = {"Frobenius": Frobenius(), "Spectral": Spectral(d / 4, 1.0), "Ellipsoid": ellipsoid}
         both["Frobenius + Spectral"] = both["Frobenius"] + both["Spectral"]
         for name, budget in both.items():
-            work[name] = lambda budget=budget, m=m: budget.maximizer(m)
-        work["DataMetric"] = lambda m=m: _lifted(DataMetric(1.5), m)
-        work["Diagonal"] = lambda m=m: Diagonal().maximizer(m.diagonal())
+            work[name] = partial(budget.maximizer, m)
+        work["DataMetric"] = partial(_lifted, DataMetric(1.5), m)
+        work["Diagonal"] = partial(Diagonal().maximizer, m.diagonal())
         out += _rows(f"{d} × {d}", "one eigh", processor_times(work, rounds if d > 500 else 4 * rounds))
     return out
 
 
 def _lifted(budget: Budget | DataMetric, m: Tensor) -> Tensor:
     s, u = torch.linalg.eigh(m)
+    return (u * _allotted(budget, s)) @ u.mT
+
+
+def _allotted(budget: Budget | DataMetric, s: Tensor) -> Tensor:
     best = on_values(budget)
     assert best is not None
-    return (u * best(s.unsqueeze(0))) @ u.mT
+    return best(s.unsqueeze(0))
 
 
 # ---- completions
@@ -174,9 +179,9 @@ def completions(dims: Sequence[int] = (4, 8), spectra: Sequence[int] = (8, 32), 
             start = (eye * 0.5 * min(limits.cap, limits.trace / d) ** 0.5).ravel()
             return torch.from_numpy(square(_general(goal, start, walls)))
 
-        ways = {
+        ways: dict[str, Callable[[], Tensor]] = {
             "bisection": structured,
-            "completed from constraints": lambda m=m, limits=limits: limits.maximizer(m),
+            "completed from constraints": partial(limits.maximizer, m),
             "SLSQP": general,
         }
         out += _compared(f"{d} × {d}", ways, m, rounds)
@@ -195,8 +200,8 @@ def completions(dims: Sequence[int] = (4, 8), spectra: Sequence[int] = (8, 32), 
             return torch.from_numpy(_general(lambda q: (-float(q @ a), -a), np.full(d, 1e-3), walls))
 
         ways = {
-            "bisection": lambda s=s, limits=limits: waterfill(s, limits),
-            "completed intersection": lambda s=s, both=both: on_values(both)(s.unsqueeze(0)),
+            "bisection": partial(waterfill, s, limits),
+            "completed intersection": partial(_allotted, both, s),
             "SLSQP": solved,
         }
         out += _compared(f"spectrum of {d}", ways, s, rounds)
@@ -252,7 +257,7 @@ def directions(size: int = 1024, rounds: int = 3, dtype: torch.dtype = torch.flo
     out: list[Row] = []
     for renew in (True, False):
         shampoo = Shampoo(g, renew=renew)
-        work: dict[str, Callable[[], object]] = {"Shampoo": lambda shampoo=shampoo: shampoo(g)}
+        work: dict[str, Callable[[], object]] = {"Shampoo": partial(shampoo, g)}
         every = 1 if renew else 10**6
         named: dict[str, Operate] = {
             "Frobenius, Kronecker": Operate(Frobenius(), KroneckerMoment(), every, "budget"),

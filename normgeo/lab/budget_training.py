@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -45,15 +46,15 @@ def upkeep(problem: Problem, field: Mapping[str, Contender], rounds: int = 40) -
     models = {name: problem.model() for name in field}
     optimizers = {name: contender.make(models[name]) for name, contender in field.items()}
     size = sum(p.numel() * p.element_size() for p in next(iter(models.values())).parameters())
-    work, step = {}, 0
+    work: dict[str, Callable[[], object]] = {}
 
     def gradients(model: torch.nn.Module) -> None:
-        x, y = problem.batch(step)
+        x, y = problem.batch(0)
         model.zero_grad()
         problem.loss(model, x, y).backward()
 
     for name, model in models.items():
-        work[f"gradients for {name}"] = lambda model=model: gradients(model)
+        work[f"gradients for {name}"] = partial(gradients, model)
         work[name] = optimizers[name].step
     times = {name: sum(each) / rounds for name, each in processor_times(work, rounds).items()}
     base = sum(t for name, t in times.items() if name not in field) / len(field)

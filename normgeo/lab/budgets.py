@@ -303,7 +303,7 @@ class Races:
 
     def winners(self) -> list[tuple[str, ...]]:
         """landscape, step, the best budget, its parameters, its loss, the next budget and its loss, gradient descent."""
-        out = []
+        out: list[tuple[str, ...]] = []
         for place in self.places:
             for step in horizons(self.steps):
                 ranking = self.ranking(place, step)

@@ -61,7 +61,7 @@ def plot_budgets(claims: Sequence[Claim], races: Races, shown: int = 6) -> bytes
             axes.plot(steps, [10**x for x in each.curve if x is not None], label=each.budget)
         axes.set(title=place.name, yscale="log", xscale="symlog")
     for axes in panels:
-        axes.set(xlabel="step", ylabel="loss over the first")
+        axes.set(xlabel="step", ylabel="loss over the first", xlim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
     return _png(figure)

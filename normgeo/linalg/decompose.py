@@ -11,8 +11,8 @@ __all__ = ["eigh", "svd", "svdvals"]
 def eigh(x: Tensor) -> tuple[Tensor, Tensor]:  # (*b, n, n) -> (*b, n), (*b, n, n)
     """Eigenvalues in ascending order and eigenvectors of symmetric matrices; all NaN for those with a NaN or Inf.
 
-    LAPACK works on entries of size 1 and, where it still gives up, in float64: in float32 it fails on second moments of
-    rarely seen rows (entries from 1e-5 down to 1e-15), whose products underflow.
+    LAPACK works on entries of size 1 and, where it still fails, in float64: second moments of rarely seen rows (entries
+    from 1e-5 down to 1e-15) make it give up in float32, or give NaN without a word.
 
     >>> eigh(torch.full((2, 2), torch.nan))[0]
     tensor([nan, nan])
@@ -20,10 +20,8 @@ def eigh(x: Tensor) -> tuple[Tensor, Tensor]:  # (*b, n, n) -> (*b, n), (*b, n, 
     x, poison = _apart(x)
     e = exponent(x, 2)
     x = shift(x, -e)
-    try:
-        values, vectors = torch.linalg.eigh(x)
-    except torch.linalg.LinAlgError:
-        values, vectors = (part.to(x.dtype) for part in torch.linalg.eigh(x.double()))
+    values, vectors = _lapack(x) or torch.linalg.eigh(x.double())
+    values, vectors = values.to(x.dtype), vectors.to(x.dtype)
     return shift(values, e.squeeze(-1)) + poison.squeeze(-1), vectors + poison
 
 
@@ -52,3 +50,12 @@ def svdvals(x: Tensor) -> Tensor:  # (*b, m, n) -> (*b, k)
 def _apart(x: Tensor) -> tuple[Tensor, Tensor]:
     """x with 0 where it is not finite, and 0 or NaN (*b, 1, 1) to add to what comes out."""
     return torch.where(x.isfinite(), x, 0), (x * 0).sum((-2, -1), keepdim=True)
+
+
+def _lapack(x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """None where it fails; other devices are not asked, since to look would be to wait."""
+    try:
+        values, vectors = torch.linalg.eigh(x)
+    except torch.linalg.LinAlgError:
+        return None
+    return (values, vectors) if x.device.type != "cpu" or bool(vectors.isfinite().all()) else None
