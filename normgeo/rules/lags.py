@@ -9,12 +9,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from normgeo.budgets.dynamic.family import LONGEST, best_ray
 from normgeo.rules.base import State
 
 __all__ = ["AdamLags", "LagCurve", "best_momentum", "saturating_lr"]
-
-LONGEST = 1e-3
-"""1 - β of the longest momentum that is considered"""
 
 
 @dataclass(frozen=True)
@@ -141,16 +139,8 @@ def best_momentum(S: Tensor) -> tuple[Tensor, Tensor]:  # (*b, K + 1) -> (*b,), 
     (0.8, 1.6667)
     """
     u, memories = _grid(S.shape[-1], S.dtype, S.device)
-    J = S @ memories.mT
-    middle = J.argmax(-1).clamp(1, len(u) - 2)
-    left, at, right = (J.gather(-1, (middle + k)[..., None])[..., 0] for k in (-1, 0, 1))
-    bend = left - 2 * at + right
-    shift = torch.where(bend < 0, (left - right) / (2 * bend).clamp_max(-torch.finfo(S.dtype).tiny), 0.0).clamp(-1, 1)
-    fine = u[middle] + shift * u[1]
-    ends = torch.stack([fine, torch.zeros_like(fine), torch.full_like(fine, math.log(LONGEST))])
-    power, which = (_memories(ends, S.shape[-1]) * S).sum(-1).max(0)
-    beta = 0 - torch.expm1(ends.gather(0, which[None])[0])
-    return torch.where(power > 0, beta, 0.0), power
+    log_forget, power = best_ray(lambda x: _memories(x, S.shape[-1]), S, u, memories)
+    return torch.where(power > 0, 0 - torch.expm1(log_forget), 0.0), power
 
 
 def saturating_lr(beta: Tensor, budget: float, dim: Tensor | float) -> Tensor:
