@@ -3,26 +3,24 @@
 import torch
 from torch import Tensor
 
-from normgeo.linalg.scale import exponent, shift
-
 __all__ = ["eigh", "svd", "svdvals"]
 
 
 def eigh(x: Tensor) -> tuple[Tensor, Tensor]:  # (*b, n, n) -> (*b, n), (*b, n, n)
     """Eigenvalues in ascending order and eigenvectors of symmetric matrices; all NaN for those with a NaN or Inf.
 
-    LAPACK works on entries of size 1 and, where it still fails, in float64: second moments of rarely seen rows (entries
-    from 1e-5 down to 1e-15) make it give up in float32, or give NaN without a word.
+    On the CPU LAPACK can give up in float32, or give NaN without a word: it did on second moments of rarely seen rows
+    (entries from 1e-5 down to 1e-15). Then float64 is asked.
 
     >>> eigh(torch.full((2, 2), torch.nan))[0]
     tensor([nan, nan])
     """
+    found = _lapack(x) if x.device.type == "cpu" else None
+    if found is not None:
+        return found
     x, poison = _apart(x)
-    e = exponent(x, 2)
-    x = shift(x, -e)
-    values, vectors = _lapack(x) or torch.linalg.eigh(x.double())
-    values, vectors = values.to(x.dtype), vectors.to(x.dtype)
-    return shift(values, e.squeeze(-1)) + poison.squeeze(-1), vectors + poison
+    values, vectors = torch.linalg.eigh(x.double() if x.device.type == "cpu" else x)
+    return values.to(x.dtype) + poison.squeeze(-1), vectors.to(x.dtype) + poison
 
 
 def svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (*b, m, n) -> (*b, m, k), (*b, k), (*b, k, n)
@@ -53,9 +51,9 @@ def _apart(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _lapack(x: Tensor) -> tuple[Tensor, Tensor] | None:
-    """None where it fails; other devices are not asked, since to look would be to wait."""
+    """None where it fails."""
     try:
         values, vectors = torch.linalg.eigh(x)
     except torch.linalg.LinAlgError:
         return None
-    return (values, vectors) if x.device.type != "cpu" or bool(vectors.isfinite().all()) else None
+    return (values, vectors) if bool(vectors.isfinite().all()) else None
