@@ -48,6 +48,7 @@ class LagCurve:
         """See the gradients x of the next step. `metric` (n, d) weighs the inner product."""
         if self.center:
             before = state["mean"] / self._weight(state["t"]).clamp_min(1 - self.memory)[:, None]
+            before = torch.where(state["t"][:, None] > 0, before, x)  # the first is its own mean
             state["mean"] = self.memory * state["mean"] + (1 - self.memory) * x
             x, against = x - before, None if against is None else against - before
         past = torch.cat([x[:, None], state["past"]], 1)
@@ -72,7 +73,8 @@ class AdamLags:
     β₂, and the best pair:  J(β₁, β₂) = √((1 - β₁²)/Σ_j 1/c_j)·Σ_k β₁^k·T[k].
 
     Every β₂ has its own v (print has one, so J would not depend on β₂: X0-14), T is averaged, and c is scaled to geometric
-    mean 1, because J grows like c^-½ and would choose whichever v is smallest (X0-15).
+    mean 1 over the entries that have had a gradient, because J grows like c^-½ and would choose whichever v is smallest
+    (X0-15).
 
     >>> tuner, x = AdamLags(candidates=(0.9, 0.99)), torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
     >>> state = tuner.init(x)
@@ -106,9 +108,11 @@ class AdamLags:
         """See the gradients x (n, d) of the next step."""
         t = state["t.0"] + 1
         for i, beta in enumerate(self.candidates):
-            state["v"][:, i] = beta * state["v"][:, i] + (1 - beta) * x.square()
-            c = (state["v"][:, i] / (1 - beta**t)[:, None]).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
-            weights = (c.log().mean(1, keepdim=True) - c.log()).exp()  # 1/c with geometric mean 1
+            state["v"][:, i] = v = beta * state["v"][:, i] + (1 - beta) * x.square()
+            live = v > 0  # entries that never had a gradient have no cost to weigh
+            log_c = torch.where(live, v / (1 - beta**t)[:, None], 1).log() / 2
+            middle = log_c.sum(1, keepdim=True) / live.sum(1, keepdim=True).clamp_min(1)
+            weights = torch.where(live, (middle - log_c).exp(), 0)  # 1/c with geometric mean 1
             its = {name: state[f"{name}.{i}"] for name in ("past", "curve", "t")}
             self._curve.update(x, its, against, weights)
             state.update({f"{name}.{i}": tensor for name, tensor in its.items()})
