@@ -79,6 +79,34 @@ opt = plan.optimizer(model, lr=0.1)
 the direction is brought to norm 1 in the leaf's norm, so lr means what it always means and only the shape of the budget
 matters; `size="budget"` leaves it as it is.
 
+## With memory
+
+A filter θ̇[n] = Σ_k Q[k] g[n-k] has a power too, ⟨Q, R⟩ = Σ_k tr(Q[k] R[k]) with the lag moments R[k] = E[g[n] g[n-k]ᵀ], and
+so there are budgets on filters, with the same three functions and laws. Lags are the first axis: (K, d) for filters of
+coordinates, (K, d, d) for symmetric matrices. Q[k] ≽ 0 is not asked.
+
+| budget | set | best filter |
+|---|---|---|
+| `DynamicFrobenius(B)` | Σ_k ‖Q[k]‖²_F ≤ B | in proportion to R |
+| `DynamicDiagonal(costs, B)` | Σⱼ cⱼ Σ_k qⱼ[k]² ≤ B | Rⱼⱼ[k]/cⱼ |
+| `DynamicEllipsoid(W, B)` | Σ_k tr(Q[k] W Q[k]) ≤ B | W Q[k] + Q[k] W = c·R[k] |
+| `DynamicDataMetric(power, B)` | `DynamicDiagonal` with costs vᵖ, v = R[0] | v^(1-p) times the autocorrelation |
+| `PerFrequency(b)` | Re Q(ω) in the static budget b, at every ω | b's best for the spectral density, made causal |
+| `OnePole(b)`, `Nesterov(b)` | momentum: filters η·βᵏ·P within b | β from the lags, then η so that b is used up |
+
+`LagMoment(lags, moment)` measures R from the last gradients, with a bias correction for each lag.
+`ng.budgets.transfer` has the transfer functions of heavy ball, averages, Nesterov, quasi-hyperbolic, Lion and two averages.
+
+```python
+one_pole = ng.budgets.OnePole(ng.budgets.DynamicDiagonal())
+plan = ng.compile(model, budgets={{"2": ng.budgets.DynamicDiagonal(), "4": one_pole}})
+opt = plan.optimizer(model, lr=0.1)
+```
+
+A filter is a memory of its own: these leaves have no momentum in front unless `plan.groups({{"2": dict(rule=...)}})` gives
+them one. `ng.optim.Filter(budget, lags=8, each="leaf")` says more. It keeps as many gradients as lags;
+`rules.TunedMomentum` is what to take where one pole is enough and memory is dear.
+
 ## One's own
 
 Give one of `maximizer`, `gauge`, `project`, `constraints`; the others are found numerically to a relative 1e-6, and a

@@ -238,3 +238,23 @@ def test_a_momentum_of_unit_size_in_the_lags_is_a_heavy_ball():
 def test_nonsense_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_steady_gradients_have_no_centred_correlation():
+    curve = LagCurve(lags=3, center=True)
+    state = curve.init(torch.zeros(2, 4, dtype=torch.float64))
+    for _ in range(30):
+        curve.update(torch.full((2, 4), 5.0, dtype=torch.float64), state)
+    torch.testing.assert_close(curve.read(state), torch.zeros(2, 4, dtype=torch.float64))
+
+
+def test_entries_that_never_have_a_gradient_do_not_count_in_adam_s_lags():
+    tuner, gs = AdamLags(candidates=(0.9, 0.99)), gaussian(40, 1, 12) + 0.5
+    found = []
+    for dead in (0, 7):
+        x = torch.cat([gs, gs.new_zeros(40, 1, dead)], 2)
+        state = tuner.init(x[0])
+        for g in x:
+            tuner.update(g, state)
+        found.append(tuner.best(state))
+    torch.testing.assert_close(*found)

@@ -14,6 +14,7 @@ from normgeo.linalg import (
     NewtonSchulz,
     Polar,
     PolarExpress,
+    RandomizedSVD,
     exponent,
     l2,
     newton_schulz,
@@ -31,6 +32,8 @@ STATED = {  # largest shortfall for singular values of G/‖G‖_F in [1e-3, 1],
     FAST: (0.45, 1e-5),
     PolarExpress(): (0.006, 1e-5),
     PolarExpress(gram=True): (0.006, 1e-4),
+    RandomizedSVD(40): (1e-5, 1e-5),  # of full rank here
+    RandomizedSVD(8): (1.0, 1e-5),  # what is beyond its rank it leaves out, and nothing exceeds 1
     NewtonSchulz(KELLER): (0.53, 0.203),
     NewtonSchulz(YOU): (0.526, 0.146),
     NewtonSchulz(CANS): (0.12, 0.121),
@@ -287,3 +290,16 @@ def test_polars_compile_without_a_graph_break(polar):
 def test_newton_schulz_has_derivatives(gram):
     g = gaussian(1, 3, 6).requires_grad_()
     assert torch.autograd.gradcheck(PolarExpress(3, gram=gram), g)
+
+
+@given(seeds, st.integers(1, 60), st.integers(1, 60), st.integers(1, 12))
+def test_randomized_svd_finds_no_more_than_there_is_and_all_of_a_low_rank(seed, m, n, rank):
+    g = gaussian(m, rank, seed=seed) @ gaussian(rank, n, seed=seed + 1)
+    nuclear = svdvals(g).sum()
+    for width in (4, 12):
+        p = RandomizedSVD(width)(g)
+        found = (g * p).sum()
+        assert svdvals(p)[0] <= 1 + 1e-9
+        assert found <= nuclear * (1 + 1e-9)
+        if rank <= width:
+            torch.testing.assert_close(found, nuclear, rtol=1e-8, atol=0)

@@ -527,3 +527,81 @@ def test_the_page_of_models_is_current():
     seconds = re.compile(r"\| [\d.]+ \|$", re.MULTILINE)
     written = generate.TARGET.read_text(encoding="utf-8")
     assert seconds.sub("", written) == seconds.sub("", generate.page()), "run python docs/generate_models.py"
+
+
+class Scores(nn.Module):
+    """What is added to attention scores, in three ways, and a bias for each head."""
+
+    def __init__(self, heads=2, width=8, context=5):
+        super().__init__()
+        self.q, self.kv, self.heads = nn.Linear(width, width, bias=False), nn.Linear(width, 2 * width), heads
+        self.table = nn.Parameter(torch.zeros(2 * context - 1, heads))
+        self.mask = nn.Parameter(torch.zeros(heads, context, context))
+        self.sinks = nn.Parameter(torch.zeros(heads))
+        self.shift = nn.Parameter(torch.zeros(heads, width // heads))
+
+    def forward(self, x):
+        t = x.shape[1]
+        split = [y.unflatten(-1, (self.heads, -1)) for y in (self.q(x), *self.kv(x).chunk(2, -1))]
+        q, k, v = (y.transpose(1, 2) for y in (split[0] + self.shift, *split[1:]))
+        distance = torch.arange(t)[:, None] - torch.arange(t) + t - 1
+        scores = q @ k.mT + self.table[distance.flatten()].view(t, t, -1).permute(2, 0, 1)
+        sinks = self.sinks.view(1, -1, 1, 1).expand(len(x), -1, t, 1)
+        first = torch.cat([scores, sinks], -1).softmax(-1)[..., :-1] @ v
+        return first + functional.scaled_dot_product_attention(q, k, v, self.mask)
+
+
+def test_what_is_added_to_scores_is_a_bias_table():
+    found = roles(ng.compile(Scores(), (rows(3, 5, 8),), strict=True))
+    assert {name: found[name] for name in ("table", "mask", "sinks", "shift")} == {
+        "table": ("bias table", "Linf", (18,)),
+        "mask": ("bias table", "Linf", (50,)),
+        "sinks": ("bias table", "Linf", (2,)),
+        "shift": ("bias", "Blocks", (2, 4)),
+    }
+
+
+class Parametrized(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.utils.parametrizations.weight_norm(nn.Conv1d(3, 4, 3))
+        self.first = nn.utils.parametrizations.weight_norm(nn.Linear(6, 8))
+        self.second = nn.utils.parametrizations.spectral_norm(nn.Linear(8, 2))
+
+    def forward(self, x):
+        return self.second(functional.relu(self.first(self.conv(x))))
+
+
+def test_parametrized_weights_are_matrices_and_gains():
+    found = roles(ng.compile(Parametrized(), (rows(2, 3, 8),)))
+    assert {name: role for name, (role, *_) in found.items() if "bias" not in name} == {
+        "conv.parametrizations.weight.original0": "gain",
+        "conv.parametrizations.weight.original1": "convolution",
+        "first.parametrizations.weight.original0": "gain",
+        "first.parametrizations.weight.original1": "linear",
+        "second.parametrizations.weight.original": "head",
+    }
+
+
+def test_models_on_the_meta_device_in_other_dtypes_and_grown():
+    with torch.device("meta"):
+        there = GPT()
+    plan = ng.compile(there, (torch.empty(2, 12, dtype=torch.long, device="meta"),))
+    here = ng.compile(GPT(), (ids(),))
+    assert plan == here
+    assert ng.compile(GPT().bfloat16(), (ids(),)) == here
+    model = GPT(depth=1)
+    plan = ng.compile(model, (ids(),))
+    model.blocks.append(GPT(depth=1).blocks[0])
+    assert plan.extend(model) == here
+    with pytest.raises(ValueError, match=r"write plan = plan.extend\(model\)"):
+        plan.optimizer(model)
+
+
+def test_wrapped_models_are_seen_through():
+    here = ng.compile(GPT(), (ids(),))
+    assert ng.compile(nn.DataParallel(GPT()), (ids(),)) == here
+    assert ng.compile(torch.compile(GPT(), backend="eager"), (ids(),)) == here
+    model = GPT()
+    model.blocks[0] = torch.compile(model.blocks[0], backend="eager")
+    assert ng.compile(model, (ids(),)) == here

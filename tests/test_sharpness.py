@@ -606,7 +606,7 @@ def test_a_head_in_the_largest_logit_is_a_bound():
     model = drawn(Linear(4, 3, norm=RMSToLinf()) @ Tanh() @ Linear(4, 4))
     x = unit(gaussian(3, 4))
     plan = ng.compile(model, (x,))
-    assert plan.holds(model) == []
+    assert plan.holds(model)
     assert ng.testing.check_geometry(model, (x,), plan=plan) <= 1
     assert plan.sharpness(model).of_loss(2.0).known == "bound"
 

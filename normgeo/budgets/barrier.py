@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from normgeo.budgets.bisection import bisect
-from normgeo.budgets.shapes import TOLERANCE, basis, spread
+from normgeo.budgets.shapes import FREE, TOLERANCE, basis, spread
 
 if TYPE_CHECKING:
     from normgeo.budgets.base import Budget
@@ -30,7 +30,7 @@ def barrier_maximizer(budget: Budget, m: Tensor) -> Tensor:  # (n, *d) -> (n, *d
     _bounded(budget, m)
     x = m.new_zeros(len(m), len(directions)) + torch.tensordot(directions, middle, dims=middle.ndim)
     unit = float(middle.abs().max())
-    nu = sum(_order(slack(middle)) for slack in slacks) + (m.shape[-1] if budget.kind != "step" else 0)
+    nu = sum(_order(slack(middle)) for slack in slacks) + (m.shape[-1] if budget.kind not in FREE else 0)
 
     def operator(y: Tensor) -> Tensor:  # (k,) -> (*d)
         return torch.tensordot(y, directions, dims=1)
@@ -38,7 +38,7 @@ def barrier_maximizer(budget: Budget, m: Tensor) -> Tensor:  # (n, *d) -> (n, *d
     def barrier(y: Tensor, target: Tensor, t: Tensor) -> Tensor:
         q = operator(y)
         walls = [slack(q) for slack in slacks]
-        if budget.kind != "step":
+        if budget.kind not in FREE:
             walls.append(q / unit)
         return -t * (q * target).sum() / unit - sum(_log(w) for w in walls)
 
@@ -137,7 +137,7 @@ def _inside(budget: Budget, slacks: Sequence[Constraint], like: Tensor) -> Tenso
         if all(_least(slack(2.0**e * one)) > 0 for slack in slacks):
             if e == 100:  # not even a multiple of the identity ends
                 raise ValueError(f"{type(budget).__name__} is unbounded: {2.0**e:.3g}·I is within all its constraints")
-            return zero if budget.kind == "step" else 2.0 ** (e - 1) * one
+            return zero if budget.kind in FREE else 2.0 ** (e - 1) * one
     worst = min((_least(slack(2.0**-99 * one)), number) for number, slack in enumerate(slacks))
     raise ValueError(
         f"{type(budget).__name__}: no ε·I is strictly inside; constraint {worst[1]} has slack {worst[0]:.3g} at "

@@ -28,7 +28,8 @@ class Budget:
     support(M) ≥ support(N); a batch axis changes nothing.
 
     `kind` says what the last axes hold: a "matrix" Q ≽ 0 (d, d), symmetric; the "diagonal" q ≥ 0 (d,) of one, with moment
-    diag(M); or, without a sign, the "step" θ̇ itself, with moment g. M may be indefinite (validation moments are); Q may
+    diag(M); or, without a sign, the "step" θ̇ itself, with moment g, or a "filter" Q[k] with moments at lags (`Dynamic`). M
+    may be indefinite (validation moments are); Q may
     not, so gauge is +∞ there.
 
     A subclass defines one of `maximizer`, `gauge`, `project`, `constraints`. What it leaves out of the first three is found
@@ -84,7 +85,7 @@ class Budget:
     @default
     def maximizer(self, m: Tensor) -> Tensor:  # (*b, *d) -> (*b, *d)
         """argmax ⟨Q, M⟩ over the budget; 0 where no Q has a positive power."""
-        return complete(self, "maximizer", checked(m, self))
+        return complete(self, "maximizer", checked(m, self)).to(m.dtype)
 
     @default
     def support(self, m: Tensor) -> Tensor:  # (*b, *d) -> (*b,)
@@ -94,7 +95,7 @@ class Budget:
     @default
     def project(self, q: Tensor) -> Tensor:  # (*b, *d) -> (*b, *d)
         """The nearest operator of the budget, in ‖·‖_F."""
-        return complete(self, "project", checked(q, self))
+        return complete(self, "project", checked(q, self)).to(q.dtype)
 
     @default
     def constraints(self) -> Sequence[Constraint]:
@@ -115,9 +116,15 @@ def inner(q: Tensor, m: Tensor, ndim: int) -> Tensor:  # (*b, *d), (*b, *d) -> (
 
 def floating(x: Tensor, budget: Budget) -> Tensor:
     """x, checked to be what the budget's last axes hold, in at least float32."""
-    square = budget.kind != "matrix" or (x.ndim >= 2 and x.shape[-1] == x.shape[-2])
+    matrices = budget.kind == "matrix" or (budget.kind == "filter" and budget.ndim == 3)
+    square = not matrices or (x.ndim >= 2 and x.shape[-1] == x.shape[-2])
     if not x.is_floating_point() or x.ndim < budget.ndim or not square or 0 in x.shape[x.ndim - budget.ndim :]:
-        wanted = {"matrix": "(..., d, d)", "diagonal": "(..., d)", "step": f"with {budget.ndim} axes"}[budget.kind]
+        wanted = {
+            "matrix": "(..., d, d)",
+            "diagonal": "(..., d)",
+            "step": f"with {budget.ndim} axes",
+            "filter": "(..., lags, d)" if budget.ndim == 2 else "(..., lags, d, d)",
+        }[budget.kind]
         raise ValueError(
             f"{type(budget).__name__} is about a {budget.kind} {wanted}, got {x.dtype} of shape {tuple(x.shape)}"
         )

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["metric", "positive"]
+__all__ = ["costs", "metric", "positive"]
 
 
 def positive(name: str, **given: float) -> None:
@@ -14,6 +14,20 @@ def positive(name: str, **given: float) -> None:
         if not (math.isfinite(value) and value > 0):
             why = "the set would be {0} or empty" if value <= 0 else "the set would not be bounded"
             raise ValueError(f"{name}: {parameter} must be a finite number > 0, got {value}; {why}")
+
+
+def costs(name: str, given: Tensor | float) -> None:
+    """A finite number > 0, for every coordinate or for all."""
+    if not isinstance(given, Tensor):
+        positive(name, costs=given)
+        return
+    ok = (given > 0) & given.isfinite()
+    if not bool(ok.all()):
+        bad = float(given[~ok].flatten()[0])
+        raise ValueError(
+            f"{name}: every cost must be a finite number > 0, got {bad} ({int((~ok).sum())} such); "
+            f"a coordinate without a cost makes the set unbounded"
+        )
 
 
 def metric(name: str, w: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from normgeo.budgets.barrier import Constraint
 from normgeo.budgets.base import Budget, checked, floating
-from normgeo.budgets.checks import positive
+from normgeo.budgets.checks import costs, positive
 from normgeo.budgets.shapes import below_zero
 from normgeo.linalg import l2
 from normgeo.norms.vectors import unit
@@ -35,16 +35,7 @@ class Diagonal(Budget):
 
     def __post_init__(self) -> None:
         positive("Diagonal", B=self.B)
-        if isinstance(self.costs, Tensor):
-            ok = (self.costs > 0) & self.costs.isfinite()
-            if not bool(ok.all()):
-                bad = float(self.costs[~ok].flatten()[0])
-                raise ValueError(
-                    f"Diagonal: every cost must be a finite number > 0, got {bad} ({int((~ok).sum())} such); "
-                    f"a coordinate without a cost makes the set unbounded"
-                )
-        else:
-            positive("Diagonal", costs=self.costs)
+        costs("Diagonal", self.costs)
 
     def gauge(self, q: Tensor) -> Tensor:
         q = floating(q, self)

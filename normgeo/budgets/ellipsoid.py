@@ -30,7 +30,7 @@ class Ellipsoid(Budget):
     tensor([0.8944, 0.2236])
     """
 
-    W: Tensor
+    W: Tensor = field(repr=False)
     B: float = 1.0
     _values: Tensor = field(init=False, repr=False)
     _vectors: Tensor = field(init=False, repr=False)
@@ -52,13 +52,13 @@ class Ellipsoid(Budget):
         return torch.where(below_zero(torch.linalg.eigvalsh(q)) | outside, torch.inf, size)
 
     def maximizer(self, m: Tensor) -> Tensor:
-        m = checked(m, self)
-        w, u = self._eigen(m)
-        seen = u.mT @ m @ u
+        x = checked(m, self)
+        w, u = self._eigen(x)
+        seen = u.mT @ x @ u
         scale = seen.abs().amax((-2, -1), keepdim=True)
         q = _solve(w, seen / torch.where(scale > 0, scale, 1))
         cost = (w.unsqueeze(-1) * q.square()).sum((-2, -1), keepdim=True).sqrt()
-        return u @ (q * (self.B**0.5 / torch.where(cost > 0, cost, 1))) @ u.mT
+        return (u @ (q * (self.B**0.5 / torch.where(cost > 0, cost, 1))) @ u.mT).to(m.dtype)
 
     def constraints(self) -> Sequence[Constraint]:
         return [lambda q: 1 - torch.trace(q @ self.W.to(q) @ q) / self.B]

@@ -27,7 +27,7 @@ class LayerWise(Budget):
     tensor([0.3536, 0.3536])
     """
 
-    sizes: Tensor
+    sizes: Tensor = field(repr=False)
     dims: tuple[int, ...]
     B: float = 1.0
     kind = "diagonal"

@@ -12,9 +12,11 @@ from torch import Tensor
 if TYPE_CHECKING:
     from normgeo.budgets.base import Budget
 
-__all__ = ["TOLERANCE", "Kind", "basis", "below_zero", "default", "negative", "own", "spread"]
+__all__ = ["FREE", "TOLERANCE", "Kind", "basis", "below_zero", "default", "negative", "own", "spread"]
 
-Kind = Literal["matrix", "diagonal", "step"]
+Kind = Literal["matrix", "diagonal", "step", "filter"]
+FREE: tuple[Kind, ...] = ("step", "filter")
+"""kinds of which no sign is asked"""
 TOLERANCE = 1e-6
 """relative, of what is found numerically"""
 F = TypeVar("F", bound=Callable[..., Any])
@@ -39,8 +41,8 @@ def below_zero(values: Tensor) -> Tensor:  # (*b, d) -> (*b,)
 
 
 def negative(q: Tensor, kind: Kind) -> Tensor:  # (n, *d) -> (n,)
-    """Whether operators leave the domain: Q ≽ 0 for matrices, q ≥ 0 for diagonals, anything for steps."""
-    if kind == "step":
+    """Whether operators leave the domain: Q ≽ 0 for matrices, q ≥ 0 for diagonals, anything for steps and filters."""
+    if kind in FREE:
         return torch.zeros(len(q), dtype=torch.bool, device=q.device)
     return below_zero(torch.linalg.eigvalsh(q) if kind == "matrix" else q).reshape(len(q), -1).any(1)
 

@@ -45,10 +45,10 @@ class Step(Budget):
         return self.radius * self.norm.dual_norm(checked(m, self))
 
     def maximizer(self, m: Tensor) -> Tensor:
-        return self.radius * self.norm.dualize(checked(m, self))
+        return (self.radius * self.norm.dualize(checked(m, self))).to(m.dtype)
 
     def project(self, q: Tensor) -> Tensor:
-        return self.norm.project(checked(q, self) / self.radius) * self.radius
+        return (self.norm.project(checked(q, self) / self.radius) * self.radius).to(q.dtype)
 
     def constraints(self) -> Sequence[Constraint]:
         return [lambda q: 1 - self.gauge(q).square()]

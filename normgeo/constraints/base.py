@@ -31,7 +31,8 @@ class Rate(NamedTuple):
 
 
 class Constraint(ABC):
-    """Keeps the weights W (n, *shape) of a stack of leaves where they should be. At η = 0 the optimizer moves nothing.
+    """Keeps the weights W (n, *shape) of a stack of leaves where they should be. At η = 0 the optimizer moves
+    nothing and keeps the state that `retract` found.
 
     >>> class Positive(Constraint):
     ...     def retract(self, W, old, rate, state): return W.clamp_min(0)

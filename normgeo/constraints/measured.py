@@ -52,7 +52,7 @@ def along_leaves(x: Tensor, W: Tensor) -> Tensor:  # (n,), (n, *shape) -> (n, 1,
 
 def largest(eta: Tensor, W: Tensor) -> Tensor:  # anything that broadcasts against W (n, *shape) -> (n, 1, ..., 1)
     """The largest step size of each leaf, where rows or weights have their own."""
-    return along_leaves(eta.expand_as(W).flatten(1).amax(1), W)
+    return along_leaves(eta.expand_as(W).reshape(len(W), -1).amax(1), W)
 
 
 def check_radius(name: str, radius: float) -> None:

@@ -14,7 +14,7 @@ __all__ = ["Oblique", "RowCap"]
 
 @dataclass(frozen=True)
 class RowCap(Constraint):
-    """wᵢ ← wᵢ / max(1, RMS(wᵢ)/ρ) for every row, the last axis of the weight as its norm sees it.
+    """wᵢ ← wᵢ / max(1, RMS(wᵢ)/ρ) for every row: the last axis of the leaf, for a kernel its last spatial axis.
 
     Invariant: RMS(wᵢ) ≤ ρ after every step, up to rounding, wherever the weights started. Of a linear map W (m, n) this
     bounds each output: |wᵢ·x| ≤ ρ·n for RMS(x) ≤ 1; of an embedding it is `Ball`, of a head `Ball(n·ρ, norm=RMSToLinf())`.
@@ -31,7 +31,8 @@ class RowCap(Constraint):
         check_radius(type(self).__name__, self.radius)
 
     def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
-        return W / (rms(W) / self.radius).clamp_min(1)
+        rows = _rows(W)
+        return (rows / (rms(rows) / self.radius).clamp_min(1)).reshape(W.shape)
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,13 @@ class Oblique(Constraint):
         check_radius(type(self).__name__, self.radius)
 
     def tangent(self, W: Tensor, G: Tensor, state: dict[str, Tensor]) -> Tensor:
-        along = unit(W, 1)
-        return G - (G * along).sum(-1, keepdim=True) * along
+        along = unit(_rows(W), 1)
+        return G - ((_rows(G) * along).sum(-1, keepdim=True) * along).reshape(W.shape)
 
     def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
-        return unit(W, 1) * (self.radius * math.sqrt(W.shape[-1]))
+        rows = _rows(W)
+        return (unit(rows, 1) * (self.radius * math.sqrt(rows.shape[-1]))).reshape(W.shape)
+
+
+def _rows(W: Tensor) -> Tensor:  # (n,) -> (n, 1), a scalar being a row of one entry
+    return W if W.ndim > 1 else W.unsqueeze(1)

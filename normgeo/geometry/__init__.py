@@ -3,11 +3,14 @@
 import normgeo.geometry.operations  # noqa: F401 - fills the registry
 from normgeo.geometry.curvature import LINEAR, PIECEWISE_LINEAR, Curvature, entrywise
 from normgeo.geometry.declare import GeometryError, declare, register, trace, unwrapped
+from normgeo.geometry.differentiable import differentiable
 from normgeo.geometry.factor import Factor, assumed, bound, typical
 from normgeo.geometry.graph import Graph, Node, Use
+from normgeo.geometry.inputs import Input
 from normgeo.geometry.layout import Layout
 from normgeo.geometry.leaf import Leaf, View
 from normgeo.geometry.mass import mass, tare
+from normgeo.geometry.measure import Measurement, measure, norming
 from normgeo.geometry.reading import Operation
 from normgeo.geometry.registry import operation
 from normgeo.geometry.sharpness import Sharpness, Term, curvature, sharpness
@@ -19,8 +22,10 @@ __all__ = [
     "Factor",
     "GeometryError",
     "Graph",
+    "Input",
     "Layout",
     "Leaf",
+    "Measurement",
     "Node",
     "Operation",
     "Sharpness",
@@ -31,8 +36,11 @@ __all__ = [
     "bound",
     "curvature",
     "declare",
+    "differentiable",
     "entrywise",
     "mass",
+    "measure",
+    "norming",
     "operation",
     "register",
     "sharpness",

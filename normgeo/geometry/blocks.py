@@ -48,6 +48,8 @@ def parts(reader: Reader, found: Found) -> list[Part]:
         return [Part(name, ((size, 1),), i * size) for i, name in enumerate(found.parts)]
     if found.axis is None or value.shape[found.axis] < 2:
         return []
+    if found.role == "convolution" and found.call.inputs[1].shape[1] != found.call.inputs[0].shape[found.axis]:
+        return []  # its groups are blocks already
     consumers = {call.name for call in reader.recording.consumers.get(value.index, ())}
     if value is reader.recording.output or not consumers & (MOVES | SUMS | PRODUCTS):
         return []
@@ -95,14 +97,13 @@ End = tuple[int, Call, Value]
 
 
 def _follow(reader: Reader, start: Value, numbers: Tensor, groups: Groups) -> list[End]:
-    order = {id(call): i for i, call in enumerate(reader.recording.calls)}
     tracked: dict[int, Tensor] = {start.index: numbers}
     values: dict[int, Value] = {start.index: start}
     queue: list[int] = []
 
     def enqueue(value: Value) -> None:
         for call in reader.recording.consumers.get(value.index, ()):
-            heapq.heappush(queue, order[id(call)])
+            heapq.heappush(queue, call.index)
 
     enqueue(start)
     ends: list[End] = []

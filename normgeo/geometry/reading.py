@@ -252,16 +252,17 @@ def _unknown(op: Operation) -> Meaning:
     for x in op.call.inputs:
         meaning = op.meaning(x)
         nodes += [meaning] if isinstance(meaning, Node) else []
-        weights += _weights(meaning)
+        weights += parameters(meaning)
     out = reader.node(op.call, op.name, nodes, assumed(), assumed())
     for weight in weights:
         op.use(weight, out, "assumed")
     return out
 
 
-def _weights(meaning: Meaning) -> list[Weight]:
+def parameters(meaning: Meaning) -> list[Weight]:
+    """The weights that a value is made of."""
     if isinstance(meaning, Mixed):
-        return [w for part in meaning.parts for w in _weights(part)]
+        return [w for part in meaning.parts for w in parameters(part)]
     return [meaning] if isinstance(meaning, Weight) else []
 
 

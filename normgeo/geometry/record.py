@@ -39,6 +39,7 @@ class Value:
 class Call:
     """A function at work, with values in the places of tensors."""
 
+    index: int
     function: Callable[..., Any]
     name: str
     args: tuple[Any, ...]
@@ -91,7 +92,7 @@ def record(
     """Run the model once, in evaluation mode, and leave no trace of it: modes, buffers, random numbers, use_cache."""
     kwargs = dict(kwargs or {})
     recorder = Recorder(model, (args, kwargs))
-    with torch.no_grad(), _untouched(model), recorder.watching():
+    with torch.no_grad(), _untouched(model), recorder.watching(), torch.compiler.set_stance("force_eager"):
         try:
             with recorder:
                 given = model(*args, **kwargs)
@@ -177,7 +178,7 @@ class Recorder(TorchFunctionMode):
                 self._add(func, "setitem", both, {}, [base])
 
     def _add(self, func: Any, name: str, args: Any, kwargs: Any, tensors: Iterable[Tensor]) -> None:
-        call = Call(func, name, args, kwargs, self.open[-1].path if self.open else "")
+        call = Call(len(self.calls), func, name, args, kwargs, self.open[-1].path if self.open else "")
         call.outputs = tuple(self._new(x, "result", call) for x in tensors)
         self.calls.append(call)
 

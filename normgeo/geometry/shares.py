@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from normgeo.geometry.factor import Factor, Known, assumed, typical
 from normgeo.geometry.graph import Graph, Node, Use
@@ -51,7 +52,8 @@ class Share:
 def shares(graph: Graph, output: Node, leaves: Mapping[str, Sequence[Use]]) -> dict[str, Share]:
     """Mass and x·μ of every leaf, by the group that its uses put it in."""
     known = reaching(graph, output)
-    group = {name: _group(graph, output, known, uses) for name, uses in leaves.items()}
+    trunk = narrows(graph, known)
+    group = {name: _group(uses, trunk) for name, uses in leaves.items()}
     size = Counter(group.values())
     out = {}
     for name, uses in leaves.items():
@@ -81,22 +83,25 @@ def _factor(value: float, uses: Sequence[Use], known: Mapping[int, Known]) -> Fa
     return assumed(value) if unsure else typical(value)
 
 
-def _group(graph: Graph, output: Node, known: Mapping[int, Known], uses: Sequence[Use]) -> tuple[str, int]:
+def _group(uses: Sequence[Use], trunk: frozenset[int]) -> tuple[str, int]:
     """The group of a leaf; leaves of the trunk share only with those at the same place."""
     role = uses[0].role.split(",")[0]
     if role in INPUTS or role in VECTORS:
         return ("input" if role in INPUTS else "vectors"), 0
-    first = next((use.node for use in uses if use.node in known), output.index)
-    return ("trunk", first) if role == "head" or _all_pass(graph, first, output.index) else ("hidden", 0)
+    through = [use.node for use in uses if use.node in trunk]
+    return ("trunk", through[0]) if through else ("hidden", 0)
 
 
-def _all_pass(graph: Graph, node: int, output: int) -> bool:
-    """Whether every way from an input or a table to the output leads through a node."""
-    seen, queue = {node, output}, [output]
-    while queue:
-        at = queue.pop()
-        if not graph.nodes[at].inputs and at != node:
-            return False
-        queue += [source for source in graph.nodes[at].inputs if source not in seen]
-        seen.update(graph.nodes[at].inputs)
-    return True
+def narrows(graph: Graph, known: Mapping[int, Known]) -> frozenset[int]:
+    """The nodes that every way from an input or a table to the output leads through: those that no edge jumps over, in
+    the order in which the operations ran, and that nothing starts behind."""
+    jumps = [0] * (len(graph.nodes) + 1)
+    start = 0
+    for node in graph.nodes:
+        if node.index in known:
+            start = start if node.inputs else node.index
+            for source in node.inputs:
+                jumps[source + 1] += 1
+                jumps[node.index] -= 1
+    over = list(accumulate(jumps))
+    return frozenset(index for index in known if over[index] == 0 and index >= start)

@@ -109,8 +109,7 @@ class Comparison(Study):
 class Transfer(Study):
     """The best learning rate of the first problem, used on all: what it costs, and how far the optima wander.
 
-    Optima are vertices of parabolas in log lr through the best point of a grid and its neighbours, over the mean
-    validation loss of all seeds.
+    Optima are vertices of parabolas in log lr around the best point of a grid, over the mean validation loss of all seeds.
     """
 
     title: str
@@ -146,7 +145,7 @@ class Transfer(Study):
 
 @dataclass(frozen=True)
 class Parabola:
-    """loss(lr) = loss + curvature·(log lr - log lr*)², by three points.
+    """loss(lr) = loss + curvature·(log lr - log lr*)², by least squares over the points within a factor 2 of one.
 
     >>> fit = Parabola.through([0.1, 0.2, 0.4], [1.0, 0.5, 1.0])
     >>> round(fit.lr, 3), round(fit.loss, 3), fit.edge
@@ -162,21 +161,23 @@ class Parabola:
     @classmethod
     def through(cls, lrs: Sequence[float], losses: Sequence[float]) -> Parabola:
         """Around the best point; at an end of the grid it is that point."""
-        i = int(np.argmin(losses))
-        if i in (0, len(lrs) - 1) or not all(map(math.isfinite, losses[i - 1 : i + 2])):
-            return cls(lrs[i], losses[i], 0.0, edge=i in (0, len(lrs) - 1))
-        return cls._fit(lrs[i - 1 : i + 2], losses[i - 1 : i + 2])
+        best = int(np.argmin(losses))
+        edge = best in (0, len(lrs) - 1)
+        return cls(lrs[best], losses[best], 0.0, edge=True) if edge else cls._around(lrs[best], lrs, losses)
 
     @classmethod
     def near(cls, lr: float, lrs: Sequence[float], losses: Sequence[float]) -> Parabola:
-        """Through the grid point closest to lr and its neighbours."""
-        i = int(np.argmin(np.abs(np.log(lrs) - math.log(lr))))
-        i = min(max(i, 1), len(lrs) - 2)
-        return cls._fit(lrs[i - 1 : i + 2], losses[i - 1 : i + 2])
+        """Around the point of the grid closest to lr that has neighbours on both sides."""
+        inner = lrs[1:-1]
+        return cls._around(min(inner, key=lambda each: abs(math.log(each / lr))), lrs, losses)
 
     @classmethod
-    def _fit(cls, lrs: Sequence[float], losses: Sequence[float]) -> Parabola:
-        a, b, c = np.polyfit(np.log(lrs), losses, 2)
+    def _around(cls, centre: float, lrs: Sequence[float], losses: Sequence[float]) -> Parabola:
+        x, y = np.log(lrs), np.array(losses)
+        near = (np.abs(x - math.log(centre)) < math.log(2) + 1e-6) & np.isfinite(y)
+        if near.sum() < 3:  # a neighbour diverged
+            return cls(centre, float(y[list(lrs).index(centre)]), 0.0)
+        a, b, c = np.polyfit(x[near], y[near], 2)
         return cls(float(np.exp(-b / (2 * a))), float(c - b * b / (4 * a)), float(a))
 
     def at(self, lr: float) -> float:
@@ -206,10 +207,16 @@ def studies() -> dict[str, Study]:
         "Muon + AdamW, decay 0.1": [Entry.of("muon", lr=lr, lr_rest=1e-3) for lr in (0.03, 0.1, 0.3)],
         "Muon + AdamW, decay 0": [Entry.of("muon", lr=lr, lr_rest=1e-3, decay=0.0) for lr in (0.01, 0.03, 0.1)],
     }
-    sweep = {
-        "normgeo": [Entry.of("ours", lr=lr) for lr in (0.1, 0.2, 0.4, 0.8)],
-        "AdamW": [Entry.of("adamw", lr=lr) for lr in (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)],
-        "Muon + AdamW": [Entry.of("muon", lr=lr, lr_rest=1e-2) for lr in (0.02, 0.04, 0.08, 0.16)],
+    muon = [Entry.of("muon", lr=lr, lr_rest=1e-2) for lr in (0.02, 0.04, 0.08, 0.16)]
+    by_width = {
+        "normgeo": [Entry.of("ours", lr=lr) for lr in (0.1, 0.2, 0.28, 0.4)],
+        "AdamW": [Entry.of("adamw", lr=lr) for lr in (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)],
+        "Muon + AdamW": muon,
+    }
+    by_depth = {
+        "normgeo": [Entry.of("ours", lr=lr) for lr in (0.1, 0.2, 0.28, 0.4, 0.57, 0.8)],
+        "AdamW": [Entry.of("adamw", lr=lr) for lr in (4e-3, 8e-3, 1.6e-2, 3.2e-2)],
+        "Muon + AdamW": muon,
     }
     gpt, mlp = ["gpt width 128 depth 3 steps 500"], ["mlp width 256 steps 1950"]
     widths = [f"mlp width {width} steps 195" for width in (64, 256, 1024)]
@@ -218,8 +225,8 @@ def studies() -> dict[str, Study]:
         "gpt": Comparison("GPT of width 128, depth 3, 500 steps", gpt, text_field, "validation"),
         "mlp": Comparison("MLP of width 256, 1950 steps, tuned for accuracy", mlp, classes_field, "accuracy"),
         "fit": Comparison("MLP of width 256, 1950 steps, tuned for training loss", mlp, classes_field, "train"),
-        "width": Transfer("one learning rate for MLPs of all widths, 195 steps", widths, sweep),
-        "depth": Transfer("one learning rate for GPTs of all depths, width 64, 150 steps", depths, sweep),
+        "width": Transfer("one learning rate for MLPs of all widths, 195 steps", widths, by_width),
+        "depth": Transfer("one learning rate for GPTs of all depths, width 64, 150 steps", depths, by_depth),
     }
 
 

@@ -5,7 +5,8 @@ from normgeo.linalg.clip import SHARP, clip, leading
 from normgeo.linalg.decompose import eigh, svd, svdvals
 from normgeo.linalg.newton_schulz import FAST, TIGHT, NewtonSchulz, PolarExpress
 from normgeo.linalg.polar import SVD, Polar
-from normgeo.linalg.power import steepest_gain
+from normgeo.linalg.power import ascent, steepest_gain
+from normgeo.linalg.randomized import RandomizedSVD
 from normgeo.linalg.scale import exponent, l2, shift
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "NewtonSchulz",
     "Polar",
     "PolarExpress",
+    "RandomizedSVD",
+    "ascent",
     "clip",
     "coefficients",
     "eigh",

@@ -2,6 +2,7 @@
 
 from normgeo.optim.averages import BEMA, EMA, ScheduleFree
 from normgeo.optim.direction import Direction, Dualize
+from normgeo.optim.filter import Filter
 from normgeo.optim.guard import NonFiniteError
 from normgeo.optim.iterate import Descent, Iterate
 from normgeo.optim.operate import Operate
@@ -13,6 +14,7 @@ __all__ = [
     "Descent",
     "Direction",
     "Dualize",
+    "Filter",
     "Iterate",
     "NonFiniteError",
     "Operate",

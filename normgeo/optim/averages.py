@@ -100,7 +100,8 @@ class BEMA(Iterate):
 class ScheduleFree(Iterate):
     """Gradients at y = (1 - β)·z + β·x;  z ← z - η·D;  x ← (1 - c)·x + c·z,  c = η²/Σ η².  The weights are y, to evaluate
     is x, an average that needs no horizon: use a constant step size (with a warm-up) in place of a schedule. What a
-    constraint takes from y is taken from z, as decay is in the published form. Use a rule with little or no momentum
+    constraint takes from y it takes from z too, so y obeys it exactly and x only as an average does; in the published form
+    decay reaches y through z and x alone, (1 - β + βc) of it in the same step. Use a rule with little or no momentum
     (`rules.Plain()`): β has its place. Source: Defazio et al., arXiv 2405.15682.
 
     >>> free, W = ScheduleFree(beta=0.5), torch.zeros(1)

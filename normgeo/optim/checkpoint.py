@@ -35,7 +35,8 @@ def structure(parts: Parts, leaves: Sequence[Leaf]) -> dict[str, dict[str, str]]
 def _words(value: object) -> str:
     """A value as text, without the address that a class with no repr of its own would show."""
     if is_dataclass(value) or value is None:
-        return re.sub(r"<(?:[^<> ]*\.)?(\w+) object at 0x[0-9a-f]+>", r"\1(...)", repr(value))
+        words = re.sub(r"<(?:[^<> ]*\.)?(\w+) object at 0x[0-9a-f]+>", r"\1(...)", repr(value))
+        return re.sub(r" at 0x[0-9a-f]+", "", words)  # of a function
     return f"{type(value).__qualname__}(...)"
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import Parameter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from normgeo.optim.stack import Parts, Stack
-from normgeo.steps.base import Move, total
+from normgeo.steps.base import total
 
 __all__ = ["Grads", "Line", "evaluate", "hessian_vector_product"]
 
@@ -26,14 +27,13 @@ Grads = dict[Parameter, Tensor]
 def evaluate(
     closure: Callable[[], Any] | None,
     parts: Sequence[Parts],
-    parameters: Callable[[], list[Parameter]],
-    count: Callable[[], int],
+    parameters: list[Parameter],
+    due: bool,
 ) -> tuple[Any, Grads | None]:
-    """The loss of a step and, when some part wants Hessian-vector products in it, the graph of the gradients.
+    """The loss of a step and, when Hessian-vector products are `due` in it, the graph of the gradients.
 
     A closure calls backward itself, as everywhere in torch, unless a part needs "hvp": then it only returns the loss.
     """
-    needs = [part.needs for group in parts for part in group]
     if closure is None:
         asking = sorted({type(part).__name__ for group in parts for part in group if WANTED & set(part.needs)})
         if asking:
@@ -41,12 +41,29 @@ def evaluate(
                 f"{', '.join(asking)} needs the loss; call opt.step(closure) with a closure that returns it"
             )
         return None, None
-    periods = [need["hvp"] for need in needs if "hvp" in need]
-    due = bool(periods) and any(count() % period == 0 for period in periods)
-    # Fused attention has no second derivative on any device.
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if due else nullcontext():
+    differentiates = any("hvp" in part.needs for group in parts for part in group)
+    with torch.enable_grad(), ExitStack() as contexts:
+        if due:
+            contexts.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused attention has no second derivative
+            contexts.enter_context(_with_copies(parameters))
         loss = closure()
-        return _differentiate(loss, parameters(), due) if periods else (loss, None)
+        return _differentiate(loss, parameters, due) if differentiates else (loss, None)
+
+
+def _with_copies(parameters: Sequence[Parameter]) -> saved_tensors_hooks:
+    """Graphs that are made inside keep copies of the weights: they are still used when the first of them have moved."""
+    storages = {p.untyped_storage().data_ptr() for p in parameters}
+    copies: dict[Any, Tensor] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        if x.layout != torch.strided or x.untyped_storage().data_ptr() not in storages:
+            return x
+        key = (x.data_ptr(), x.dtype, x.shape, x.stride())
+        if key not in copies:
+            copies[key] = x.detach().clone()
+        return copies[key]
+
+    return saved_tensors_hooks(keep, lambda x: x)
 
 
 def _differentiate(loss: Any, parameters: list[Parameter], due: bool) -> tuple[Tensor, Grads | None]:
@@ -87,35 +104,40 @@ def hessian_vector_product(stacks: Sequence[Stack], graph: Grads) -> Callable[[S
 
 @dataclass
 class Line:
-    """η ↦ loss and slope at W - η·r·D for the stacks of a group; weights and gradients are put back afterwards."""
+    """η ↦ loss and slope at W - η·u for the stacks of a group, before any constraint; weights and gradients are put back
+    afterwards."""
 
     closure: Callable[[], Any]
-    stacks: Sequence[Stack]
-    moves: Sequence[Move]
-    start: tuple[Tensor, Tensor] | None
-    """loss and slope at η = 0, where they are known"""
     parameters: list[Parameter]
     differentiates: bool
     """whether the closure leaves backward to us"""
+    start: Any
+    """the loss at η = 0, where it is known; then the gradients are those of it"""
+    stacks: Sequence[Stack]
+    directions: Sequence[Tensor]
+    """u (n, *shape) for each stack"""
 
     def __call__(self, eta: Tensor | float) -> tuple[Tensor, Tensor]:
         if self.start is not None and not isinstance(eta, Tensor) and eta == 0:
-            return self.start
-        both = list(zip(self.stacks, self.moves, strict=True))
+            return torch.as_tensor(self.start).detach(), self._slope()
         grads = {p: (p.grad, None if p.grad is None else p.grad.clone()) for p in self.parameters}
-        present = [stack.present() for stack in self.stacks]
+        places = [(stack, stack.weights(), stack.present()) for stack in self.stacks]
         try:
-            for (stack, move), where in zip(both, present, strict=True):
-                # the path of the weights alone: constraints and averages come after the choice
-                stack.write(move.W - torch.as_tensor(eta).to(move.W) * move.radius * move.D, where)
+            for (stack, W, present), u in zip(places, self.directions, strict=True):
+                stack.write(W - torch.as_tensor(eta).to(W) * u, present)
             with torch.enable_grad():
                 loss = self.closure()
                 if self.differentiates:
                     loss, _ = _differentiate(loss, self.parameters, due=False)
-            slope = total((stack.grads() * move.radius * move.D).sum() for stack, move in both)
+            slope = self._slope()
         finally:
-            for (stack, move), where in zip(both, present, strict=True):
-                stack.write(move.W, where)
+            for stack, W, present in places:
+                stack.write(W, present)
             for p, (grad, values) in grads.items():  # the same tensors: others may hold views of them
                 p.grad = grad if grad is None or values is None else grad.copy_(values)
-        return torch.as_tensor(loss).detach(), -slope
+        return torch.as_tensor(loss).detach(), slope
+
+    def _slope(self) -> Tensor:
+        """-⟨∇loss, u⟩: of the loss itself, whatever a constraint or a rule makes of its gradient."""
+        both = zip(self.stacks, self.directions, strict=True)
+        return -total((torch.where(u == 0, 0, stack.grads()) * u).sum() for stack, u in both)

@@ -39,7 +39,7 @@ class Iterate(ABC):
         """The new weights; η·D is the step, D with the size of the leaf's radius unless the iterate is `joint`."""
 
     def follow(self, W: Tensor, written: Tensor, state: State) -> None:
-        """See W, what the constraint has made of the weights that `write` returned."""
+        """See W, what the constraint has made of the weights that `write` returned; `written` itself where η = 0."""
         return
 
     def average(self, W: Tensor, state: State) -> Tensor:

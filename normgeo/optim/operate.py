@@ -43,6 +43,10 @@ class Operate(Direction):
     def __post_init__(self) -> None:
         if not isinstance(self.budget, Budget | DataMetric):
             raise TypeError(f"Operate takes a normgeo.Budget, got {self.budget!r}")
+        if isinstance(self.budget, Budget) and self.budget.kind == "filter":
+            raise TypeError(
+                f"{self.budget!r} is about filters, which need a memory; write normgeo.optim.Filter(budget)"
+            )
         if self.every < 1 or self.size not in ("norm", "budget"):
             raise ValueError(
                 f'Operate: every must be at least 1 and size "norm" or "budget", got {self.every} and {self.size!r}'

@@ -2,52 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from normgeo.constraints import Constraint, Decay, Free
+from normgeo.constraints import Constraint, Free
 from normgeo.geometry import Leaf
 from normgeo.optim import checkpoint
-from normgeo.optim.closure import Grads, Line, evaluate, hessian_vector_product
+from normgeo.optim.closure import Line, evaluate
 from normgeo.optim.direction import Direction
+from normgeo.optim.group import Group
 from normgeo.optim.guard import Guard, Policy, Verdict
 from normgeo.optim.iterate import Descent, Iterate
-from normgeo.optim.passage import alive, direct, rate, write
-from normgeo.optim.stack import Parts, Stack, group_leaves, state_key
+from normgeo.optim.options import KINDS, OPTIONS, check_leaves, check_lr, check_parts, decaying
+from normgeo.optim.stack import Parts, state_key
 from normgeo.rules import Momentum, Rule
-from normgeo.steps import Constant, Stats, StepSize, StepState
-from normgeo.steps.base import Move
+from normgeo.steps import Constant, StepSize
 
 __all__ = ["Optimizer"]
-
-KINDS: dict[str, Any] = {
-    "rule": Rule,
-    "direction": Direction,
-    "step": StepSize,
-    "iterate": Iterate,
-    "constraint": Constraint,
-}
-OPTIONS = {"params", "leaves", "lr", "decay", *KINDS}
-SUPPLIED = {"loss", "hvp", "closure", "moves", "updates"}
-
-
-@dataclass
-class Ready:
-    """A parameter group made ready: its stacks, and the tensors that it has once."""
-
-    parts: Parts
-    stacks: list[Stack]
-    count: Tensor
-    shared: dict[str, Tensor]
-    steps: int
-    """the count as the host knows it, for parts that act every k steps; steps that the device skips are in it"""
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -82,9 +60,9 @@ class Optimizer(torch.optim.Optimizer):
         nonfinite: Policy = "skip",
     ) -> None:
         if decay is not None:
-            constraint = _decay(decay, constraint)
+            constraint = decaying(decay, constraint)
         self._leaves: dict[Parameter, tuple[Leaf, ...]] = {}
-        self._bound: list[Ready] | None = None
+        self._bound: list[Group] | None = None
         self._signature: tuple[Any, ...] = ()
         self._evaluating = False
         self._guard = Guard(nonfinite)
@@ -116,12 +94,12 @@ class Optimizer(torch.optim.Optimizer):
         if unknown := sorted(set(group) - OPTIONS):
             raise ValueError(f"unknown option {unknown[0]!r} in a parameter group; known are {sorted(OPTIONS)}")
         if (decay := group.pop("decay", None)) is not None:
-            group["constraint"] = _decay(decay, group.get("constraint"))
+            group["constraint"] = decaying(decay, group.get("constraint"))
         parts = replace(self._default_parts, **{name: group.pop(name) for name in KINDS if name in group})
-        _check(parts, group.get("lr", self.defaults["lr"]))
-        _check_owner(parts)
+        check_lr(float(group.get("lr", self.defaults["lr"])))
+        check_parts(parts)
         for parameter, its in zip(group["params"], leaves, strict=True):
-            _check_leaves(parameter, its)
+            check_leaves(parameter, its)
         group["structure"] = checkpoint.structure(parts, [leaf for its in leaves for leaf in its])
         super().add_param_group(group)
         group["base_lr"] = float(group["lr"])
@@ -140,78 +118,27 @@ class Optimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. `closure`, needed only by parts that ask for the loss or for Hessian-vector products, returns it."""
-        for group in self.param_groups:  # before any group moves
-            if not isinstance(group["lr"], Tensor):  # looking into a tensor would wait for its device
-                _check_lr(group["lr"])
-                group["base_lr"] = group["base_lr"] or group["lr"]
+        for options in self.param_groups:  # before any group moves
+            if not isinstance(options["lr"], Tensor):  # looking into a tensor would wait for its device
+                check_lr(options["lr"])
+            options["base_lr"] = options["base_lr"] or float(options["lr"])
         if self._evaluating:
             raise RuntimeError(
                 "step() inside `with opt.averaged()`: the model has its averaged weights; leave the block first"
             )
         groups = self._ready()
-        loss, graph = evaluate(closure, self.parts, self._trainable, lambda: groups[0].steps)
+        params = self._trainable()
+        loss, graph = evaluate(closure, self.parts, params, any(group.due("hvp") for group in groups))
         verdict = self._examine(loss)
-        if verdict.step:
-            for group, ready in zip(self.param_groups, groups, strict=True):
-                self._advance(group, ready, verdict, loss, graph, closure)
-        return loss
-
-    def _advance(
-        self,
-        group: dict[str, Any],
-        ready: Ready,
-        verdict: Verdict,
-        loss: Any,
-        graph: Grads | None,
-        closure: Callable[[], Any] | None,
-    ) -> None:
-        stacks = [stack for stack in ready.stacks if any(stack.present())]
-        if not stacks:
-            return
-        step = ready.parts.step
-        living = [alive(stack, verdict) for stack in stacks]
-        before = [None if a is None else stack.snapshot() for a, stack in zip(living, stacks, strict=True)]
-        shared_before = {} if verdict.finite is None else {name: x.clone() for name, x in ready.shared.items()}
-        stats = Stats(ready.count, torch.as_tensor(loss).detach() if "loss" in step.needs else None)
-        state = StepState(dict(ready.shared), [stack.state["step"] for stack in stacks])
-
-        # Lazily: one stack at a time, unless the step size has to see all directions before it decides.
-        moves: Iterable[Move] = (direct(s, a, stats, graph) for s, a in zip(stacks, living, strict=True))
-        if {"moves", "updates"} & set(step.needs):
-            moves = stats.moves = list(moves)
-            if graph is not None and "hvp" in step.needs:
-                stats.hessian = hessian_vector_product(stacks, graph)
-            if closure is not None and "closure" in step.needs:
-                stats.line = self._line(ready, stacks, stats, loss, closure)
-        value = step.value(stats, state)
-        for i, (stack, move) in enumerate(zip(stacks, moves, strict=True)):
-            factor = value if isinstance(value, Tensor) else value[i]
-            write(stack, move, rate(group, factor, move), living[i], "updates" in step.needs)
-        step.follow(stats.moves, state)
-        for stack, was, a in zip(stacks, before, living, strict=True):
-            stack.commit(was, a)
-        self._commit_shared(ready, state, shared_before, verdict)
-
-    def _line(
-        self, ready: Ready, stacks: list[Stack], stats: Stats, loss: Any, closure: Callable[[], Any]
-    ) -> Line | None:
-        """The loss along the direction of a group. Once another group has moved, it has to be measured at 0 too."""
-        period = ready.parts.step.needs["closure"]
-        if ready.steps % period:
-            return None
-        first = self._bound is not None and ready is self._bound[0]
-        start = (torch.as_tensor(loss).detach(), -stats.slope) if first else None
+        if not verdict.step:
+            return loss
         differentiates = any("hvp" in part.needs for parts in self.parts for part in parts)
-        return Line(closure, stacks, stats.moves, start, self._trainable(), differentiates)
-
-    def _commit_shared(self, ready: Ready, state: StepState, before: dict[str, Tensor], verdict: Verdict) -> None:
-        together = verdict.finite if verdict.together else None
-        ok = None if together is None else together.all().to(ready.count.device)
-        for name, buffer in ready.shared.items():
-            new = state.shared[name].to(buffer)
-            buffer.copy_(new if ok is None else torch.where(ok, new, before[name]))
-        ready.count.add_(1 if ok is None else ok)
-        ready.steps += 1
+        for number, (options, group) in enumerate(zip(self.param_groups, groups, strict=True)):
+            # Once a group has moved, the loss at the start of the next one is another.
+            start = loss if number == 0 else None
+            line = None if closure is None else partial(Line, closure, params, differentiates, start)
+            group.advance(options, verdict, loss, graph, line)
+        return loss
 
     def _examine(self, loss: Any) -> Verdict:
         """Look for NaN and Inf, also in a loss that a part asked for."""
@@ -232,36 +159,21 @@ class Optimizer(torch.optim.Optimizer):
 
     # ---- stacks
 
-    def _ready(self) -> list[Ready]:
+    def _ready(self) -> list[Group]:
         """The stacks of each group; made anew when parameters were frozen, unfrozen, moved, cast, added or loaded."""
         params = [p for group in self.param_groups for p in group["params"]]
         signature = tuple((p.requires_grad, p.dtype, p.device) for p in params)
         if self._bound is None or signature != self._signature:
-            self._bound = [self._bind(*both) for both in zip(self.param_groups, self.parts, strict=True)]
-            stacks = [stack for ready in self._bound for stack in ready.stacks]
+            self._bound = [
+                Group(group["params"], self._leaves.__getitem__, parts, self.state)
+                for group, parts in zip(self.param_groups, self.parts, strict=True)
+            ]
+            stacks = [stack for group in self._bound for stack in group.stacks]
             total = float(sum(float(stack.numbers["mass"].sum()) for stack in stacks))
             for stack in stacks:
                 stack.set_radii(total)
             self._signature = signature
         return self._bound
-
-    def _bind(self, group: dict[str, Any], parts: Parts) -> Ready:
-        params = [p for p in group["params"] if p.requires_grad]
-        entries = [(p, leaf) for p in params for leaf in self._leaves[p]]
-        stacks = [Stack(these, parts, self.state) for these in group_leaves(entries)]
-        device = params[0].device if params else torch.device("cpu")
-        numbers = {"step": torch.zeros((), dtype=torch.float32, device=device)}
-        for name, start in parts.step.init_shared().items():
-            numbers[f"shared.{name}"] = torch.tensor(float(start), dtype=torch.float64, device=device)
-        # Parameters that were frozen for a while have fallen behind: the group goes on from the one that is furthest.
-        started = [self.state[p] for p in group["params"] if "step" in self.state.get(p, {})]
-        furthest: dict[str, Tensor] = max(started, key=lambda state: float(state["step"]), default={})
-        for key, tensor in numbers.items():
-            tensor.copy_(furthest.get(key, tensor))
-            for p in params:
-                self.state[p][key] = tensor
-        shared = {key.removeprefix("shared."): numbers[key] for key in numbers if key != "step"}
-        return Ready(parts, stacks, numbers["step"], shared, int(numbers["step"]))
 
     # ---- checkpoints
 
@@ -331,7 +243,7 @@ class Optimizer(torch.optim.Optimizer):
         if self._evaluating:
             raise RuntimeError("`with opt.averaged()` inside another: the model has its averaged weights already")
         with torch.no_grad():
-            stacks = [stack for ready in self._ready() for stack in ready.stacks]
+            stacks = [stack for group in self._ready() for stack in group.stacks]
             training = [stack.weights() for stack in stacks]
             for stack, W in zip(stacks, training, strict=True):
                 stack.write(stack.iterate.average(W, stack.state["iterate"]), [True] * len(stack))
@@ -353,7 +265,7 @@ class Optimizer(torch.optim.Optimizer):
         >>> print(ng.optimizer(model).describe().splitlines()[1])
         0.weight  linear  0.2  0.3333  0      no gradient yet, or steps too small for its dtype
         """
-        stacks = [stack for ready in self._ready() for stack in ready.stacks]
+        stacks = [stack for group in self._ready() for stack in group.stacks]
         radii = {
             leaf: r for stack in stacks for leaf, r in zip(stack.leaves, stack.radius.flatten().tolist(), strict=True)
         }
@@ -368,42 +280,3 @@ class Optimizer(torch.optim.Optimizer):
                 rows.append((leaf.name, leaf.role, f"{float(group['lr']):g}", radius, str(moved), why))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-def _decay(strength: float, constraint: Constraint | None) -> Decay:
-    if constraint is not None:
-        raise ValueError("decay= and constraint= are one setting; write constraint=Decay(strength) or decay=strength")
-    return Decay(strength)
-
-
-def _check_lr(lr: float) -> None:
-    if not (math.isfinite(lr) and lr >= 0):
-        raise ValueError(f"lr must be a finite number ≥ 0, got {lr}")
-
-
-def _check(parts: Parts, lr: float | Tensor) -> None:
-    _check_lr(float(lr))
-    for name, kind in KINDS.items():
-        part = getattr(parts, name)
-        if part is None and name == "direction":
-            continue
-        if not isinstance(part, kind):
-            raise TypeError(f"{name}= takes a normgeo {kind.__name__}, got {part!r}")
-        if missing := sorted(set(part.needs) - SUPPLIED):
-            raise ValueError(
-                f"{name} {type(part).__name__} needs {missing}, but this optimizer supplies {sorted(SUPPLIED)}"
-            )
-
-
-def _check_owner(parts: Parts) -> None:
-    if parts.direction is not None and type(parts.constraint).direct is not Constraint.direct:
-        raise ValueError(f"{parts.constraint} has a direction of its own; leave out direction={parts.direction}")
-
-
-def _check_leaves(parameter: Tensor, leaves: Sequence[Leaf]) -> None:
-    for leaf in leaves:
-        if parameter.is_complex():
-            raise ValueError(f"{leaf.name} is complex; norms here are real: store real and imaginary parts apart")
-        seen = tuple(leaf.read(parameter.detach()).shape)
-        if seen != leaf.shape:
-            raise ValueError(f"{leaf.name} has shape {seen}, but the plan was made for {leaf.shape}; compile again")

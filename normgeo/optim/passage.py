@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from normgeo.constraints import Rate
 from normgeo.optim.closure import hessian_vector_product
 from normgeo.optim.guard import Verdict
-from normgeo.optim.stack import Stack
+from normgeo.optim.stack import Stack, like
 from normgeo.steps import Stats
 from normgeo.steps.base import Move
 
@@ -47,20 +47,26 @@ def direct(stack: Stack, living: Tensor | None, stats: Stats, graph: dict[Parame
 
 def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_update: bool) -> None:
     """From the unit direction to the weights; at η = 0 nothing moves, whatever the constraint would do."""
-    old = move.W
-    radius, iterate, state = move.radius, stack.iterate, stack.state["iterate"]
-    D, eta = (move.D, radius * rate.eta) if iterate.joint else (radius * move.D, rate.eta)
-    step = iterate.write(old, D, eta, state)
-    new = stack.constraint.retract(step, old, rate, stack.state["constraint"])
-    iterate.follow(new, step, state)
+    old, radius, iterate, constraint = move.W, move.radius, stack.iterate, stack.state["constraint"]
     moving = rate.eta != 0
     if not stack.all_may_move:
         moving = moving & (stack.radius > 0)  # a leaf of mass 0 is not moved by its constraint either
     if living is not None:
         moving = moving & living.to(stack.device).reshape(stack.radius.shape)
     # On an accelerator nobody knows yet whether all move, and asking would wait.
-    if old.device.type != "cpu" or not bool(moving.all()):
+    some_stay = old.device.type != "cpu" or not bool(moving.all())
+    before = {name: x.clone() for name, x in constraint.items()} if some_stay else {}
+    D, eta = (move.D, radius * rate.eta) if iterate.joint else (radius * move.D, rate.eta)
+    step = iterate.write(old, D, eta, stack.state["iterate"])
+    new = stack.constraint.retract(step, old, rate, constraint)
+    if some_stay:
+        # What stays has not been constrained: neither the iterate nor the constraint may believe so.
+        iterate.follow(torch.where(moving, new, step), step, stack.state["iterate"])
         new = torch.where(moving, new, old)
+        moves = moving.expand_as(old).reshape(len(stack), -1).any(1)
+        constraint.update({name: torch.where(like(moves, x), constraint[name], x) for name, x in before.items()})
+    else:
+        iterate.follow(new, step, stack.state["iterate"])
     stack.write(new, stack.present())
     stack.count_moves(new, old)
     if keep_update:

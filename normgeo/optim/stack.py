@@ -121,7 +121,7 @@ class Stack:
             for name, buffer in self._buffers[part].items():
                 new = state[name]
                 if alive is not None and before is not None:
-                    new = torch.where(_like(alive, new), new, before[part][name])
+                    new = torch.where(like(alive, new), new, before[part][name])
                 if new is not buffer:
                     buffer.copy_(new)
                     state[name] = buffer
@@ -183,5 +183,5 @@ def _take_over(slot: Tensor, saved: Tensor, leaf: Leaf, key: str) -> None:
     slot.copy_(saved)
 
 
-def _like(alive: Tensor, x: Tensor) -> Tensor:
+def like(alive: Tensor, x: Tensor) -> Tensor:  # (n,), (n, ...) -> (n, 1, ..., 1)
     return alive.to(x.device).reshape((-1,) + (1,) * (x.ndim - 1))

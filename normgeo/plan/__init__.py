@@ -2,5 +2,6 @@
 
 from normgeo.plan.compile import compile, optimizer
 from normgeo.plan.plan import Plan
+from normgeo.plan.verdict import Verdict
 
-__all__ = ["Plan", "compile", "optimizer"]
+__all__ = ["Plan", "Verdict", "compile", "optimizer"]

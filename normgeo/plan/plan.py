@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
 import math
@@ -17,16 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from normgeo.geometry import Factor, Graph, Leaf, Node, Sharpness, sharpness, unwrapped
+from normgeo.geometry import Factor, Graph, Input, Leaf, Node, Sharpness, measure, sharpness, unwrapped
 from normgeo.geometry.factor import Known
-from normgeo.geometry.shares import REASONS
 from normgeo.linalg import FAST, SVD, TIGHT, Polar
 from normgeo.norms import with_polar
-from normgeo.optim import Direction, Optimizer
+from normgeo.optim import Direction, Filter, Optimizer
 from normgeo.plan.names import aliases, named_parameters, some
+from normgeo.plan.paper import page, why
 from normgeo.plan.patterns import overrides
 from normgeo.plan.serialise import from_plain, leaf_from_plain, leaf_to_plain, to_plain
-from normgeo.plan.table import table
+from normgeo.plan.verdict import Verdict
+from normgeo.rules import Plain
 
 __all__ = ["Plan"]
 
@@ -66,6 +68,10 @@ class Plan:
     """frozen parameters that the output does not depend on; they have no leaf"""
     directions: Mapping[str, Direction] = field(default_factory=dict, repr=False)
     """parameter name -> the direction that a budget gives it, in place of the dual of its norm"""
+    inputs: tuple[Input, ...] = ()
+    """what is assumed of each input"""
+    axis: int = -1
+    """of the features of the output"""
     ways: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False, repr=False)
     """leaf name -> the operations between it and the output"""
     graph: Callable[[nn.Module], tuple[Graph, Node]] | None = field(default=None, compare=False, repr=False)
@@ -197,6 +203,8 @@ class Plan:
             one: dict[str, Any] = dict(own.get(name, {}))
             if name in self.directions:
                 one.setdefault("direction", self.directions[name])
+                if isinstance(self.directions[name], Filter):  # a memory of its own
+                    one.setdefault("rule", Plain())
             key = (id(own[name]) if name in own else 0, id(self.directions.get(name)))
             group = groups.setdefault(key, {"params": [], "leaves": [], **one})
             group["params"].append(found[name])
@@ -242,21 +250,81 @@ class Plan:
         return self.rebuild(model)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (self.leaves, self.directions)
+        return _restored, (self.leaves, self.directions, self.inputs, self.axis)
 
-    def holds(self, model: nn.Module) -> list[str]:
-        """Why the promise ‖f(w + Δ) - f(w)‖ ≤ ‖Δ‖ is not asserted at the model's present weights; empty if it is.
+    def refresh(
+        self,
+        model: nn.Module,
+        batch: Sequence[Any] | Mapping[str, Any],
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        output: str | int | Callable[[Any], Any] | None = None,
+        draws: int = 3,
+        backwards: int = 32,
+        seed: int = 0,
+    ) -> Plan:
+        """This plan with x·μ of every leaf measured at the model's present weights, by `normgeo.geometry.measure`, and the
+        radii that follow. batch: what the model is called with, a tuple of arguments (with kwargs beside it) or a dict of
+        named ones. output: as in `compile`. Masses, norms and radii that were given stay. An optimizer that was made
+        before keeps its radii.
+
+        >>> import torch, normgeo as ng
+        >>> model = ng.nn.MLP(4, 8, 2)
+        >>> [leaf.source for leaf in ng.compile(model).refresh(model, (torch.ones(1, 4),)).leaves]
+        ['measured', 'measured', 'measured']
+        """
+        if isinstance(batch, Tensor):
+            raise TypeError("batch is a tuple or a dict of the model's arguments; write plan.refresh(model, (x,))")
+        args, named = ((), batch) if isinstance(batch, Mapping) else (tuple(batch), kwargs or {})
+        found = measure(
+            unwrapped(model),
+            self.leaves,
+            self.find(model),
+            args,
+            named,
+            output=output,
+            axis=self.axis,
+            draws=draws,
+            backwards=backwards,
+            seed=seed,
+        )
+        again = self.rebuild and functools.partial(
+            _refreshed,
+            self.rebuild,
+            batch=batch,
+            kwargs=kwargs,
+            output=output,
+            draws=draws,
+            backwards=backwards,
+            seed=seed,
+        )
+        return dataclasses.replace(self, leaves=found.apply(self.leaves), rebuild=again)
+
+    def holds(self, model: nn.Module, batch: Sequence[Any] | None = None) -> Verdict:
+        """Whether the promise ‖f(w + Δ) - f(w)‖ ≤ ‖Δ‖ applies at the model's present weights and, if given, to these
+        inputs: all factors are bounds, weights are in the unit balls, and inputs no larger than was assumed.
 
         >>> import normgeo as ng
         >>> model = ng.nn.Linear(4, 2)
-        >>> ng.compile(model).holds(model)
-        []
+        >>> bool(ng.compile(model).holds(model)), bool(ng.compile(0.5 * ng.nn.Stream(model, 0.5)).holds(model))
+        (True, False)
         """
         found = self.find(model)
         moving = [leaf for leaf in self.leaves if found[leaf.parameter].requires_grad]
-        out = [f"{leaf.name}: x·μ is {leaf.known}" for leaf in moving if leaf.known != "bound"]
+        reasons = [f"{leaf.name}: x·μ is {_how(leaf)}" for leaf in moving if leaf.known != "bound"]
         sizes = self.sizes(model)
-        return out + [f"{n}: its norm is {s:.4g}, outside the unit ball" for n, s in sizes.items() if not s <= 1 + 1e-5]
+        reasons += [f"{n}: its norm is {s:.4g}, outside the unit ball" for n, s in sizes.items() if not s <= 1 + 1e-5]
+        return Verdict((*reasons, *self._larger(batch or ())))
+
+    def _larger(self, batch: Sequence[Any]) -> list[str]:
+        if batch and len(batch) != len(self.inputs):
+            return [f"{len(batch)} inputs, but the plan is for {len(self.inputs)}"]
+        sizes = [(i, x.measure(given), x.size) for i, (x, given) in enumerate(zip(self.inputs, batch, strict=False))]
+        return [
+            f"input {i}: its size is {s:.4g}, and the plan is for {most:.4g}"
+            for i, s, most in sizes
+            if not s <= most * (1 + 1e-5)
+        ]
 
     def sharpness(self, model: nn.Module) -> Sharpness:
         """α, β, γ: how far the promise, which is for small steps, can be off for a step of size ‖Δ‖,
@@ -307,24 +375,7 @@ class Plan:
 
     def to_text(self, markdown: bool = False) -> str:
         """The plan as a table for people, as `print` shows it or in Markdown, and what there is to know beside it."""
-        typical = sum(leaf.known != "bound" for leaf in self.leaves)
-        if not any(leaf.trainable for leaf in self.leaves):
-            return f"{table(self.leaves, markdown)}\n{len(self.leaves)} leaves, all frozen"
-        promise = (
-            "all factors are bounds: η bounds the change of the output to first order, inside the unit balls"
-            if not typical
-            else f"{typical} of {len(self.leaves)} leaves rest on typical factors: η is typical, not a bound"
-        )
-        lines = [f"{len(self.leaves)} leaves, mass {self.mass:.4g}; {promise}"]
-        if self.assumed:
-            each = ", ".join(f"{name} ({times})" for name, times in self.assumed.items())
-            lines.append(f"assumed, because no rule says what they do: {each}")
-        if self.unused:
-            lines.append(f"frozen and not used: {some(self.unused)}")
-        for direction in dict.fromkeys(map(str, self.directions.values())):
-            names = [name for name, one in self.directions.items() if str(one) == direction]
-            lines.append(f"{some(names)}: {direction}")
-        return "\n".join([table(self.leaves, markdown), *[""] * markdown, *lines])
+        return page(self, markdown)
 
     def why(self, name: str) -> str:
         """What a leaf is, where its numbers come from, and the operations between it and the output.
@@ -334,25 +385,15 @@ class Plan:
         >>> print(ng.compile(model, (torch.ones(1, 4),)).why("0.weight").splitlines()[-1])
         linear (0) → bias (0) → relu (1) → linear (2) → bias (2) → output
         """
-        leaves = {leaf.name: leaf for leaf in self.leaves}
-        if name not in leaves:
-            raise ValueError(f"the plan has no leaf {name!r}; leaves are {some(leaves, 8)}")
-        leaf = leaves[name]
-        group = leaf.source.removeprefix("by role: ")
-        seen = f", seen as {leaf.view}" if leaf.view else ""
-        lines = [
-            f"{name}: {leaf.role}, {'×'.join(map(str, leaf.shape))}{seen}, in {leaf.norm}",
-            f"radius {leaf.radius:.4g} = {leaf.mass:.4g}/{self.mass:.4g} / ({leaf.input_norm:.4g}·{leaf.sensitivity:.4g}), "
-            f"{leaf.source}, {leaf.known}" + (f": {REASONS[group]}" if group in REASONS else ""),
-            " → ".join([*self.ways.get(name, ()), "output"]),
-        ]
-        return "\n".join(lines)
+        return why(self, name)
 
     def to_json(self) -> str:
         """The plan as JSON; `from_json` gives it back."""
         data = {
             "normgeo plan": FORMAT,
             "leaves": [leaf_to_plain(leaf) for leaf in self.leaves],
+            "inputs": [dataclasses.asdict(x) for x in self.inputs],
+            "axis": self.axis,
             "directions": {name: to_plain(direction) for name, direction in self.directions.items()},
         }
         return json.dumps(data, indent=1)
@@ -365,7 +406,9 @@ class Plan:
             if data["normgeo plan"] != FORMAT:
                 raise ValueError(f"it has format {data['normgeo plan']}, this version reads {FORMAT}")
             directions = {name: from_plain(value) for name, value in data.get("directions", {}).items()}
-            return cls(tuple(leaf_from_plain(leaf) for leaf in data["leaves"]), directions=directions)
+            inputs = tuple(Input(**x) for x in data.get("inputs", ()))
+            leaves = tuple(leaf_from_plain(leaf) for leaf in data["leaves"])
+            return _restored(leaves, directions, inputs, data.get("axis", -1))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"this is not a plan that this version of normgeo can read: {error}") from error
 
@@ -390,5 +433,15 @@ class Plan:
         return cls.from_json(Path(path).read_text(encoding="utf-8"))
 
 
-def _restored(leaves: tuple[Leaf, ...], directions: Mapping[str, Direction]) -> Plan:
-    return Plan(leaves, directions=directions)
+def _how(leaf: Leaf) -> str:
+    return "measured, a lower estimate" if leaf.source.startswith("measured") else leaf.known
+
+
+def _refreshed(rebuild: Callable[[nn.Module], Plan], model: nn.Module, **options: Any) -> Plan:
+    return rebuild(model).refresh(model, **options)
+
+
+def _restored(
+    leaves: tuple[Leaf, ...], directions: Mapping[str, Direction], inputs: tuple[Input, ...], axis: int
+) -> Plan:
+    return Plan(leaves, directions=directions, inputs=inputs, axis=axis)

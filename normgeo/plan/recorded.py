@@ -1,8 +1,11 @@
-"""The leaves of a model that was recorded: coverage, and what a person says about roles and blocks."""
+"""The plan of a model that was recorded: coverage, and what a person says about roles and blocks."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,20 +13,63 @@ from typing import Any
 from torch import nn
 from torch.nn import Parameter
 
-from normgeo.geometry import GeometryError, Graph, Node, assumed, typical
+from normgeo.geometry import GeometryError, Graph, Leaf, Node, Use, assumed, bound, typical, unwrapped
 from normgeo.geometry.reading import Reader
 from normgeo.geometry.record import record
 from normgeo.geometry.roles import ROLES, place, shaped
-from normgeo.geometry.shares import reaching
+from normgeo.geometry.shares import Share, reaching, shares
 from normgeo.geometry.splits import Split, blocks
+from normgeo.norms import Norm
+from normgeo.plan.leaves import by_name, leaf_of, some_parameters, ways, with_masses, with_radii
 from normgeo.plan.names import some
 from normgeo.plan.patterns import overrides
+from normgeo.plan.plan import Plan
 
-__all__ = ["Recorded", "run"]
+__all__ = ["recorded"]
+
+
+def recorded(
+    model: nn.Module,
+    recording: Mapping[str, Any],
+    *,
+    masses: Mapping[str, float] | None,
+    norms: Mapping[str, Norm] | None,
+    radii: Mapping[str, float] | None,
+    strict: bool,
+) -> Plan:
+    inner = unwrapped(model)
+    parameters = some_parameters(inner)
+    found = _run(inner, parameters, **recording)
+    if strict and found.assumed:
+        each = ", ".join(f"{name} ({times} times)" for name, times in found.assumed.items())
+        raise GeometryError(
+            f"no rule says what {each} does to sizes, so it is assumed; write "
+            f'@normgeo.geometry.operation("{next(iter(found.assumed))}") above a rule, or drop strict=True'
+        )
+    named = by_name(found.graph.uses, parameters)
+    by_role = shares(found.graph, found.output, {leaf: each for leaf, (_, _, each) in named.items()})
+    given = overrides("norms", norms, list(named))
+    leaves = [_shared(leaf, *named[leaf], by_role[leaf], given.get(leaf)) for leaf in named]
+    if strict and (unknown := [leaf.name for leaf in leaves if leaf.known == "assumed"]):
+        raise GeometryError(f"{some(unknown)}: what they are is assumed; say it with roles={{...}} or drop strict=True")
+    leaves = with_radii(with_masses(leaves, masses), radii)
+    again = functools.partial(recorded, recording=recording, masses=masses, norms=norms, radii=radii, strict=strict)
+    identity = {name: weakref.ref(p) for name, p in parameters.items()}
+    axis = found.output.layout.axis or -1
+    steps = ways(found.graph, found.output, named)
+    return Plan(tuple(leaves), identity, again, found.assumed, found.unused, axis=axis, ways=steps)
+
+
+def _shared(leaf: str, name: str, parameter: Parameter, uses: Sequence[Use], share: Share, given: Norm | None) -> Leaf:
+    out = leaf_of(leaf, name, parameter, uses, [bound(1.0)] * len(uses), given)
+    source = f"by role: {share.group}" if given is None else "norm given"
+    return dataclasses.replace(
+        out, mass=share.mass, input_norm=1.0, sensitivity=share.reach.value, known=share.reach.known, source=source
+    )
 
 
 @dataclass(frozen=True)
-class Recorded:
+class Found:
     """What a recording found: the graph with its uses, the node of the output, and what has no leaf."""
 
     graph: Graph
@@ -33,7 +79,7 @@ class Recorded:
     assumed: dict[str, int]
 
 
-def run(
+def _run(
     model: nn.Module,
     parameters: Mapping[str, Parameter],
     args: Sequence[Any],
@@ -41,7 +87,7 @@ def run(
     output: str | int | Callable[[Any], Any] | None = None,
     roles: Mapping[str, str] | None = None,
     splits: Mapping[str, Split] | None = None,
-) -> Recorded:
+) -> Found:
     """Record one forward, find every weight's role, and check that none is missing."""
     given = overrides("roles", roles, list(parameters))
     if wrong := [role for role in given.values() if role not in ROLES]:
@@ -61,7 +107,7 @@ def run(
             missing.remove(name)
     if lost := [name for name in missing if parameters[name].requires_grad]:
         raise GeometryError(_lost(reader, lost, parameters))
-    return Recorded(graph, end, tuple(missing), reader.assumed)
+    return Found(graph, end, tuple(missing), reader.assumed)
 
 
 def _as_told(graph: Graph, end: Node, role: str | None, parameter: Parameter) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from normgeo.budgets import Budget, DataMetric, Moment
+from normgeo.budgets import Budget, DataMetric, DynamicDataMetric, Moment, Restricted
 from normgeo.geometry import Leaf, View
 from normgeo.linalg import Polar
 from normgeo.norms import Norm
@@ -16,7 +16,7 @@ from normgeo.optim import Direction
 
 __all__ = ["from_plain", "leaf_from_plain", "leaf_to_plain", "to_plain"]
 
-KINDS = (Norm, Polar, View, Budget, DataMetric, Moment, Direction)
+KINDS = (Norm, Polar, View, Budget, DataMetric, DynamicDataMetric, Restricted, Moment, Direction)
 
 
 def leaf_to_plain(leaf: Leaf) -> dict[str, Any]:
@@ -54,7 +54,8 @@ def from_plain(value: Any) -> Any:
     classes: list[type] = [
         View,
         DataMetric,
-        *(each for base in (Norm, Polar, Budget, Moment, Direction) for each in _subclasses(base)),
+        DynamicDataMetric,
+        *(each for base in (Norm, Polar, Budget, Restricted, Moment, Direction) for each in _subclasses(base)),
     ]
     known = {_name(each): each for each in classes}
     if kind not in known:

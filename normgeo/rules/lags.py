@@ -9,12 +9,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from normgeo.budgets.dynamic.family import LONGEST, best_ray
 from normgeo.rules.base import State
 
 __all__ = ["AdamLags", "LagCurve", "best_momentum", "saturating_lr"]
-
-LONGEST = 1e-3
-"""1 - β of the longest momentum that is considered"""
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,7 @@ class LagCurve:
         """See the gradients x of the next step. `metric` (n, d) weighs the inner product."""
         if self.center:
             before = state["mean"] / self._weight(state["t"]).clamp_min(1 - self.memory)[:, None]
+            before = torch.where(state["t"][:, None] > 0, before, x)  # the first is its own mean
             state["mean"] = self.memory * state["mean"] + (1 - self.memory) * x
             x, against = x - before, None if against is None else against - before
         past = torch.cat([x[:, None], state["past"]], 1)
@@ -74,7 +73,8 @@ class AdamLags:
     β₂, and the best pair:  J(β₁, β₂) = √((1 - β₁²)/Σ_j 1/c_j)·Σ_k β₁^k·T[k].
 
     Every β₂ has its own v (print has one, so J would not depend on β₂: X0-14), T is averaged, and c is scaled to geometric
-    mean 1, because J grows like c^-½ and would choose whichever v is smallest (X0-15).
+    mean 1 over the entries that have had a gradient, because J grows like c^-½ and would choose whichever v is smallest
+    (X0-15).
 
     >>> tuner, x = AdamLags(candidates=(0.9, 0.99)), torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
     >>> state = tuner.init(x)
@@ -108,9 +108,11 @@ class AdamLags:
         """See the gradients x (n, d) of the next step."""
         t = state["t.0"] + 1
         for i, beta in enumerate(self.candidates):
-            state["v"][:, i] = beta * state["v"][:, i] + (1 - beta) * x.square()
-            c = (state["v"][:, i] / (1 - beta**t)[:, None]).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
-            weights = (c.log().mean(1, keepdim=True) - c.log()).exp()  # 1/c with geometric mean 1
+            state["v"][:, i] = v = beta * state["v"][:, i] + (1 - beta) * x.square()
+            live = v > 0  # entries that never had a gradient have no cost to weigh
+            log_c = torch.where(live, v / (1 - beta**t)[:, None], 1).log() / 2
+            middle = log_c.sum(1, keepdim=True) / live.sum(1, keepdim=True).clamp_min(1)
+            weights = torch.where(live, (middle - log_c).exp(), 0)  # 1/c with geometric mean 1
             its = {name: state[f"{name}.{i}"] for name in ("past", "curve", "t")}
             self._curve.update(x, its, against, weights)
             state.update({f"{name}.{i}": tensor for name, tensor in its.items()})
@@ -141,16 +143,8 @@ def best_momentum(S: Tensor) -> tuple[Tensor, Tensor]:  # (*b, K + 1) -> (*b,), 
     (0.8, 1.6667)
     """
     u, memories = _grid(S.shape[-1], S.dtype, S.device)
-    J = S @ memories.mT
-    middle = J.argmax(-1).clamp(1, len(u) - 2)
-    left, at, right = (J.gather(-1, (middle + k)[..., None])[..., 0] for k in (-1, 0, 1))
-    bend = left - 2 * at + right
-    shift = torch.where(bend < 0, (left - right) / (2 * bend).clamp_max(-torch.finfo(S.dtype).tiny), 0.0).clamp(-1, 1)
-    fine = u[middle] + shift * u[1]
-    ends = torch.stack([fine, torch.zeros_like(fine), torch.full_like(fine, math.log(LONGEST))])
-    power, which = (_memories(ends, S.shape[-1]) * S).sum(-1).max(0)
-    beta = 0 - torch.expm1(ends.gather(0, which[None])[0])
-    return torch.where(power > 0, beta, 0.0), power
+    log_forget, power = best_ray(lambda x: _memories(x, S.shape[-1]), S, u, memories)
+    return torch.where(power > 0, 0 - torch.expm1(log_forget), 0.0), power
 
 
 def saturating_lr(beta: Tensor, budget: float, dim: Tensor | float) -> Tensor:

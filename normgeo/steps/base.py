@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from normgeo.geometry import Leaf
@@ -42,6 +43,11 @@ class Move:
 
     def dual_norm(self) -> Tensor:  # () the part of ‖M‖* in the modular norm that these leaves contribute
         return (self.M * self.D * self.radius).sum()
+
+    def along(self, living: Tensor | None = None) -> Tensor:  # (n, *shape)
+        """u = r·D, the way that the weights go; 0 for leaves that are not `living` (n,)."""
+        u = self.radius * self.D
+        return u if living is None else torch.where(living.to(u.device).reshape(self.radius.shape), u, 0)
 
     def slope(self) -> Tensor:  # () the part of ⟨G, r·D⟩ that these leaves contribute
         return (self.G * self.D * self.radius).sum()

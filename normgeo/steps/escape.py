@@ -53,7 +53,7 @@ class Prodigy(StepSize):
 
     In the norm of the largest entry, with sign descent, it is the published one without its moments (prodigyopt 1.1.2 with
     betas (1e-14, 0); at betas (0, 0) exactly it takes the new d). There the moments of Adam are weighted by d as well,
-    here they are the rule's business. ‖s‖* costs a second duality map per leaf. β = 0 is `Escape`.
+    here they are the rule's business. ‖s‖* costs a second duality map per leaf. β = 0 with `rules.Plain()` is `Escape`.
     d never shrinks. With lr = 1 it is the formula. Source: Mishchenko and Defazio, arXiv 2306.06101.
 
     >>> import normgeo as ng

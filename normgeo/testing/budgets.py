@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from normgeo.budgets import Budget
+from normgeo.budgets import Budget, Dynamic
 from normgeo.budgets.base import inner
-from normgeo.budgets.shapes import below_zero, own
+from normgeo.budgets.shapes import FREE, below_zero, own
 
 __all__ = ["check_budget"]
 
@@ -45,8 +45,13 @@ class _Laws:
         self.generator = torch.Generator().manual_seed(seed)
         core = 2 if budget.kind == "matrix" else 1
         self.shape = (2,) * (budget.ndim - core) + (dim,) * core
-        if budget.kind == "step":
+        self.cone = budget.kind not in FREE
+        if not self.cone:
             self.shape = (dim,) * budget.ndim
+        # Of filters, the operators at each lag may be symmetric matrices, and the sign is that of the response.
+        filters = budget if isinstance(budget, Dynamic) else None
+        self.symmetric = budget.kind == "matrix" or (filters is not None and filters.symmetric)
+        self.passive = filters is not None and filters.passive
         self.names = ("positive", "low rank", "indefinite", "negative", "the identity")
         self.moments = torch.stack(
             [self.positive(), self.positive(rank=1), self.signed(), -self.positive(), self.identity()]
@@ -69,18 +74,30 @@ class _Laws:
 
     def signed(self) -> Tensor:
         x = self.gaussian(*self.shape)
-        return x + x.mT if self.budget.kind == "matrix" else x
+        return x + x.mT if self.symmetric else x
 
     def positive(self, rank: int | None = None) -> Tensor:
         """≽ 0, with eigenvalues over a few decades."""
         x = self.gaussian(*self.shape) * torch.logspace(0, -1.5, self.shape[-1], dtype=torch.float64)
         if rank is not None:
             x[..., rank:] = 0
-        return x @ x.mT if self.budget.kind == "matrix" else x.square() if self.budget.kind == "diagonal" else x
+        if self.passive:
+            return self.correlations(x)
+        if not self.cone:
+            return x + x.mT if self.symmetric else x
+        return x @ x.mT if self.budget.kind == "matrix" else x.square()
+
+    def correlations(self, x: Tensor) -> Tensor:
+        """Σ x[n] x[n-k]ᵀ of streams that begin and end: ≽ 0 at every frequency, as lag moments are."""
+        past = torch.stack([torch.cat([0 * x[:k], x[: len(x) - k]]) for k in range(len(x))])
+        if not self.symmetric:
+            return (x * past).sum(1)
+        r = (x @ past.mT).sum(1)
+        return (r + r.mT) / 2
 
     def identity(self) -> Tensor:
         one = torch.ones(self.shape, dtype=torch.float64)
-        return one * torch.eye(self.shape[-1], dtype=torch.float64) if self.budget.kind == "matrix" else one
+        return one * torch.eye(self.shape[-1], dtype=torch.float64) if self.symmetric else one
 
     def feasible(self) -> Tensor:  # (about POINTS, *shape)
         """Points of the budget: random operators brought to its boundary, and mixtures of its extreme points."""
@@ -114,7 +131,7 @@ class _Laws:
             assert size <= 1 + self.tol, f"gauge(maximizer(M)) = {size:.12g} > 1 for M ({name}) = {m}"
             if best > 1e-6 * scale:
                 self.close("gauge(maximizer(M)) = 1 where support(M) > 0", size, 1.0, m)
-            if self.budget.kind != "step":
+            if self.cone:
                 values = torch.linalg.eigvalsh(q) if self.budget.kind == "matrix" else q
                 assert not below_zero(values).any(), f"maximizer(M) is not ≽ 0 for M ({name}) = {m}"
         assert not self.budget.maximizer(torch.zeros_like(self.moments[0])).any(), "maximizer(0) is not 0"
@@ -173,10 +190,12 @@ class _Laws:
             )
             self.close("the derivative of support along M is support", self.power(slope, m), best, m)
             if name in ("positive", "indefinite"):  # elsewhere there may be several maximizers
-                self.close("the derivative of support = maximizer", _symmetric(slope, self.budget), q, m)
+                self.close(
+                    "the derivative of support = maximizer", (slope + slope.mT) / 2 if self.symmetric else slope, q, m
+                )
 
     def order(self) -> None:
-        if self.budget.kind == "step":
+        if not (self.cone or self.passive):
             return
         more = torch.stack([self.positive(rank=2) for _ in self.names])
         for (name, n, _, low, _), high in zip(self.cases(), self.budget.support(self.moments + more), strict=True):
@@ -196,7 +215,7 @@ class _Laws:
     def domain(self) -> None:
         zero = self.budget.gauge(torch.zeros_like(self.moments[0]))
         assert zero == 0, f"gauge(0) = {zero}, but 0 is in every budget"
-        if self.budget.kind != "step":
+        if self.cone or self.passive:
             q = -self.positive()
             assert self.budget.gauge(q) == torch.inf, f"gauge(Q) = {self.budget.gauge(q)} for Q = {q}, which is not ≽ 0"
 
@@ -228,7 +247,3 @@ class _Laws:
         wanted = torch.as_tensor(wanted, dtype=got.dtype)
         near = torch.allclose(got, wanted, rtol=self.tol, atol=self.tol * float(wanted.abs().max()))
         assert near, f"{law} fails: {got} against {wanted}, at {at}"
-
-
-def _symmetric(x: Tensor, budget: Budget) -> Tensor:
-    return (x + x.mT) / 2 if budget.kind == "matrix" else x

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from normgeo.geometry import unwrapped
+from normgeo.geometry import differentiable, norming, unwrapped
+from normgeo.geometry.measure import function_of
 from normgeo.linalg import SVD, steepest_gain
 from normgeo.norms import with_polar
 from normgeo.plan import Plan
 from normgeo.plan import compile as compile_plan
-from normgeo.plan.compile import output_axis
 from normgeo.plan.names import named_parameters
 
 __all__ = ["check_geometry"]
@@ -47,11 +46,9 @@ def check_geometry(
     plan = plan or compile_plan(model, tuple(inputs))
     weights = {name: p.detach() for name, p in named_parameters(model).items()}
 
-    with sdpa_kernel(SDPBackend.MATH):  # flash attention has no forward derivative on CPU
-        worst = _search(
-            function_of_weights(model, inputs), weights, exact(plan), starts, seed, output_axis(model, inputs)
-        )
-    if not plan.holds(model):
+    with differentiable():
+        worst = _search(function_of_weights(model, inputs), weights, exact(plan), starts, seed, plan.axis)
+    if plan.holds(model):
         # Weights may be outside their balls by the rounding of their dtype, which each layer passes on.
         slack = math.prod(max(1.0, size) for size in plan.sizes(model).values())
         assert worst <= slack * (1 + tolerance), f"‖J Δ‖ reaches {worst:.6f} for a Δ of modular norm 1"
@@ -80,29 +77,5 @@ def exact(plan: Plan) -> Plan:
 
 
 def function_of_weights(model: nn.Module, inputs: Sequence[Any]) -> Callable[[Weights], Tensor]:
-    """The output as a function of the weights by name. A module that is used twice is given its weights once: torch's own
-    tying would put them in twice and restore the second time what it had put in the first."""
-    names = {id(p): name for name, p in named_parameters(model).items()}
-    places = {
-        f"{path}.{own}" if path else own: names[id(p)]
-        for path, module in model.named_modules()
-        for own, p in module.named_parameters(recurse=False)
-    }
-
-    def f(weights: Weights) -> Tensor:
-        given = {place: weights[name] for place, name in places.items()}
-        out: Tensor = torch.func.functional_call(model, given, tuple(inputs), tie_weights=False)
-        return out
-
-    return f
-
-
-def norming(y: Tensor, axis: int = -1) -> Tensor:
-    """u with ⟨u, y⟩ = max RMS(y_t) and dual norm 1: the worst token's, or pixel's, own direction."""
-    last = y.movedim(axis, -1)
-    rows = last.reshape(-1, last.shape[-1])
-    sizes = rows.square().mean(-1).sqrt()
-    worst = int(sizes.argmax())
-    u = torch.zeros_like(rows)
-    u[worst] = rows[worst] / (sizes[worst].clamp_min(torch.finfo(y.dtype).tiny) * rows.shape[-1])
-    return u.reshape(last.shape).movedim(-1, axis)
+    """The output as a function of the weights by name."""
+    return function_of(model, named_parameters(model), inputs, {}, None)

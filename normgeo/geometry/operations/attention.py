@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from normgeo.geometry.operations.elementwise import shift
-from normgeo.geometry.reading import Meaning, Mixed, Operation, Weight, of_weights
+from normgeo.geometry.graph import Node
+from normgeo.geometry.reading import Meaning, Operation, of_weights, parameters
 from normgeo.geometry.registry import operation
 
 
 @operation("scaled_dot_product_attention")
 def attention(op: Operation) -> Meaning:
     q, k, v = (op.data(i, name) for i, name in enumerate(("query", "key", "value")))
-    mask = op.argument(3, "attn_mask")
-    meaning = op.meaning(mask)
-    if isinstance(meaning, Weight | Mixed):
-        return shift(op, op.result(q, k, v), mask)
-    return op.result(q, k, v, meaning)
+    mask = op.meaning(op.argument(3, "attn_mask"))
+    out = op.result(q, k, v, mask if isinstance(mask, Node) else None)
+    for weight in parameters(mask):
+        op.use(weight, out, "bias table", whole=True)
+    return out
 
 
 @operation("softmax", "log_softmax", "softmax_", "logsumexp")

@@ -6,7 +6,7 @@ from typing import Any
 
 from normgeo.geometry.factor import bound
 from normgeo.geometry.graph import Node
-from normgeo.geometry.reading import Meaning, Mixed, Operation, Weight, changed, of_weights
+from normgeo.geometry.reading import Meaning, Mixed, Operation, Weight, changed, of_weights, parameters
 from normgeo.geometry.record import Value
 from normgeo.geometry.registry import operation
 
@@ -88,7 +88,7 @@ def shift(op: Operation, x: Meaning, bias: Any, known: bool = False) -> Meaning:
     if isinstance(meaning, Node):
         return op.result(x, meaning, name="add")
     out = op.result(x, name="bias")
-    for weight in _parts(meaning):
+    for weight in parameters(meaning):
         axes = large(weight)
         if len(axes) < 2:
             role = "bias" if axes else "scalar"
@@ -104,7 +104,7 @@ def scale(op: Operation, x: Node | None, gain: Any) -> Node:
     """x ⊙ γ: a gain, a scalar, or the decay of a state space if γ is an exponential."""
     meaning = op.meaning(gain)
     out = op.result(x, name="gain" if isinstance(meaning, Weight | Mixed) else "mul")
-    for weight in _parts(meaning):
+    for weight in parameters(meaning):
         axes = large(weight)
         role = "state space" if "exp" in weight.changed and axes else "gain" if axes else "scalar"
         op.use(weight, out, role, [("d", axes)] if axes else [], axes[0] - gain.tensor.ndim if len(axes) == 1 else None)
@@ -116,12 +116,6 @@ def large(weight: Weight) -> list[int]:
     return (
         [] if weight.entries is None else [i for i, (n, stride) in enumerate(weight.entries.axes) if n > 1 and stride]
     )
-
-
-def _parts(meaning: Meaning) -> list[Weight]:
-    if isinstance(meaning, Mixed):
-        return [w for part in meaning.parts for w in _parts(part)]
-    return [meaning] if isinstance(meaning, Weight) else []
 
 
 def _both(op: Operation, *values: Any) -> Meaning:

@@ -1,0 +1,100 @@
+"""A parameter group in a step: its stacks one by one, or together where the step size has to see all of them first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from normgeo.geometry import Leaf
+from normgeo.optim.closure import Grads, Line, hessian_vector_product
+from normgeo.optim.guard import Verdict
+from normgeo.optim.passage import alive, direct, rate, write
+from normgeo.optim.stack import Parts, Stack, Store, group_leaves
+from normgeo.steps import Stats, StepState
+from normgeo.steps.base import Move
+
+__all__ = ["Group"]
+
+
+class Group:
+    """The stacks of the parameters that are trained now, and the tensors that the group has once: its count of steps and
+    what its step size shares. Each parameter's state holds them, so they are saved and moved with it."""
+
+    def __init__(
+        self, params: Sequence[Parameter], leaves: Callable[[Parameter], Sequence[Leaf]], parts: Parts, store: Store
+    ) -> None:
+        self.parts = parts
+        trained = [p for p in params if p.requires_grad]
+        entries = [(p, leaf) for p in trained for leaf in leaves(p)]
+        self.stacks = [Stack(these, parts, store) for these in group_leaves(entries)]
+        device = trained[0].device if trained else torch.device("cpu")
+        numbers = {"step": torch.zeros((), dtype=torch.float32, device=device)}
+        for name, start in parts.step.init_shared().items():
+            numbers[f"shared.{name}"] = torch.tensor(float(start), dtype=torch.float64, device=device)
+        # Parameters that were frozen for a while have fallen behind: the group goes on from the one that is furthest.
+        started = [store[p] for p in params if "step" in store.get(p, {})]
+        furthest: dict[str, Tensor] = max(started, key=lambda state: float(state["step"]), default={})
+        for key, tensor in numbers.items():
+            tensor.copy_(furthest.get(key, tensor))
+            for p in trained:
+                store[p][key] = tensor
+        self.count = numbers.pop("step")
+        self.shared = {key.removeprefix("shared."): tensor for key, tensor in numbers.items()}
+        self.steps = int(self.count)
+        """the count as the host knows it, for parts that act every k steps; steps that the device skips are in it"""
+
+    def due(self, need: str, *parts: Any) -> bool:
+        """Whether in this step one of the parts (of all, unless given) gets what it needs every k steps."""
+        return bool(self.stacks) and any(
+            self.steps % part.needs[need] == 0 for part in parts or self.parts if need in part.needs
+        )
+
+    def advance(
+        self,
+        options: dict[str, Any],
+        verdict: Verdict,
+        loss: Any,
+        graph: Grads | None,
+        line: Callable[[Sequence[Stack], Sequence[Tensor]], Line] | None,
+    ) -> None:
+        """One step. `options` has the lr; `line` makes the loss along directions, if there is a closure."""
+        stacks = [stack for stack in self.stacks if any(stack.present())]
+        if not stacks:
+            return
+        step = self.parts.step
+        living = [alive(stack, verdict) for stack in stacks]
+        before = [None if a is None else stack.snapshot() for a, stack in zip(living, stacks, strict=True)]
+        shared_before = {} if verdict.finite is None else {name: x.clone() for name, x in self.shared.items()}
+        stats = Stats(self.count, torch.as_tensor(loss).detach() if "loss" in step.needs else None)
+        state = StepState(dict(self.shared), [stack.state["step"] for stack in stacks])
+
+        # Lazily: one stack at a time, unless the step size has to see all directions before it decides.
+        bent = graph if self.parts.direction is not None and self.due("hvp", self.parts.direction) else None
+        moves: Iterable[Move] = (direct(s, a, stats, bent) for s, a in zip(stacks, living, strict=True))
+        if {"moves", "updates"} & set(step.needs):
+            moves = stats.moves = list(moves)
+            if graph is not None and self.due("hvp", step):
+                stats.hessian = hessian_vector_product(stacks, graph)
+            if line is not None and self.due("closure", step):
+                stats.line = line(stacks, [move.along(a) for move, a in zip(moves, living, strict=True)])
+        value = step.value(stats, state)
+        for i, (stack, move) in enumerate(zip(stacks, moves, strict=True)):
+            factor = value if isinstance(value, Tensor) else value[i]
+            write(stack, move, rate(options, factor, move), living[i], "updates" in step.needs)
+        step.follow(stats.moves, state)
+        for stack, was, a in zip(stacks, before, living, strict=True):
+            stack.commit(was, a)
+        self._commit(state, shared_before, verdict)
+
+    def _commit(self, state: StepState, before: dict[str, Tensor], verdict: Verdict) -> None:
+        together = verdict.finite if verdict.together else None
+        ok = None if together is None else together.all().to(self.count.device)
+        for name, buffer in self.shared.items():
+            new = state.shared[name].to(buffer)
+            buffer.copy_(new if ok is None else torch.where(ok, new, before[name]))
+        self.count.add_(1 if ok is None else ok)
+        self.steps += 1

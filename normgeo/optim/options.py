@@ -1,0 +1,65 @@
+"""What a parameter group may be told, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from normgeo.constraints import Constraint, Decay
+from normgeo.geometry import Leaf
+from normgeo.optim.direction import Direction
+from normgeo.optim.iterate import Iterate
+from normgeo.optim.stack import Parts
+from normgeo.rules import Rule
+from normgeo.steps import StepSize
+
+__all__ = ["KINDS", "OPTIONS", "check_leaves", "check_lr", "check_parts", "decaying"]
+
+KINDS: dict[str, Any] = {
+    "rule": Rule,
+    "direction": Direction,
+    "step": StepSize,
+    "iterate": Iterate,
+    "constraint": Constraint,
+}
+OPTIONS = {"params", "leaves", "lr", "decay", *KINDS}
+SUPPLIED = {"loss", "hvp", "closure", "moves", "updates"}
+
+
+def decaying(strength: float, constraint: Constraint | None) -> Decay:
+    """decay=strength as a constraint, if there is no other."""
+    if constraint is not None:
+        raise ValueError("decay= and constraint= are one setting; write constraint=Decay(strength) or decay=strength")
+    return Decay(strength)
+
+
+def check_lr(lr: float) -> None:
+    if not (math.isfinite(lr) and lr >= 0):
+        raise ValueError(f"lr must be a finite number ≥ 0, got {lr}")
+
+
+def check_parts(parts: Parts) -> None:
+    for name, kind in KINDS.items():
+        part = getattr(parts, name)
+        if part is None and name == "direction":
+            continue
+        if not isinstance(part, kind):
+            raise TypeError(f"{name}= takes a normgeo {kind.__name__}, got {part!r}")
+        if missing := sorted(set(part.needs) - SUPPLIED):
+            raise ValueError(
+                f"{name} {type(part).__name__} needs {missing}, but this optimizer supplies {sorted(SUPPLIED)}"
+            )
+    if parts.direction is not None and type(parts.constraint).direct is not Constraint.direct:
+        raise ValueError(f"{parts.constraint} has a direction of its own; leave out direction={parts.direction}")
+
+
+def check_leaves(parameter: Tensor, leaves: Sequence[Leaf]) -> None:
+    for leaf in leaves:
+        if parameter.is_complex():
+            raise ValueError(f"{leaf.name} is complex; norms here are real: store real and imaginary parts apart")
+        seen = tuple(leaf.read(parameter.detach()).shape)
+        if seen != leaf.shape:
+            raise ValueError(f"{leaf.name} has shape {seen}, but the plan was made for {leaf.shape}; compile again")
