@@ -292,6 +292,34 @@ def test_newton_schulz_has_derivatives(gram):
     assert torch.autograd.gradcheck(PolarExpress(3, gram=gram), g)
 
 
+def test_eigh_copes_with_moments_of_rows_that_are_rarely_seen():
+    """On matrices like these torch.linalg.eigh can give up in float32."""
+    scales = torch.logspace(-2.5, -7.5, 188, dtype=torch.float64)
+    g = gaussian(20, 188) * scales * (gaussian(20, 188, seed=1) > 1)
+    m = (g.mT @ g).float()
+    values, vectors = linalg.eigh(torch.stack([m, m * 2.0**-60]))
+    torch.testing.assert_close(values[1] * 2.0**60, values[0])
+    torch.testing.assert_close((vectors * values.unsqueeze(-2) @ vectors.mT)[0], m, rtol=0, atol=1e-5 * float(m.max()))
+    torch.testing.assert_close(
+        values[0].double(), torch.linalg.eigvalsh(m.double()), rtol=0, atol=1e-5 * float(m.max())
+    )
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_eigh_goes_on_in_float64_where_lapack_fails(monkeypatch, silent):
+    whole = torch.linalg.eigh
+
+    def stubborn(x):
+        if x.dtype == torch.float32 and not silent:
+            raise torch.linalg.LinAlgError("no convergence")
+        return tuple(part * torch.nan if x.dtype == torch.float32 else part for part in whole(x))
+
+    monkeypatch.setattr(torch.linalg, "eigh", stubborn)
+    values, vectors = linalg.eigh(torch.diag(torch.tensor([3.0, 1.0])))
+    assert values.tolist() == [1, 3]
+    assert vectors.dtype == torch.float32
+
+
 @given(seeds, st.integers(1, 60), st.integers(1, 60), st.integers(1, 12))
 def test_randomized_svd_finds_no_more_than_there_is_and_all_of_a_low_rank(seed, m, n, rank):
     g = gaussian(m, rank, seed=seed) @ gaussian(rank, n, seed=seed + 1)

@@ -13,6 +13,7 @@ from normgeo.budgets.base import Budget, checked, floating, inner
 from normgeo.budgets.checks import positive
 from normgeo.budgets.invariant import Invariant
 from normgeo.budgets.shapes import TOLERANCE, Kind, below_zero
+from normgeo.linalg import eigh
 
 __all__ = ["Blocks", "Intersection", "Product", "Scaled", "Sum"]
 
@@ -95,7 +96,7 @@ class Intersection(Budget):
         values = self.values
         if values is None or self.kind == "diagonal":
             return super().maximizer(m)
-        s, u = torch.linalg.eigh(checked(m, self))
+        s, u = eigh(checked(m, self))
         return ((u * values.maximizer(s).unsqueeze(-2)) @ u.mT).to(m.dtype)
 
     @property
@@ -149,7 +150,12 @@ class Sum(Budget):
         return torch.stack([member.support(m) for member in self.members]).sum(0)
 
     def maximizer(self, m: Tensor) -> Tensor:
-        return torch.stack([member.maximizer(m) for member in self.members]).sum(0)
+        parts = [member for member in self.members if isinstance(member, Invariant)]
+        if len(parts) < len(self.members):
+            return torch.stack([member.maximizer(m) for member in self.members]).sum(0)
+        s, u = eigh(checked(m, self))  # one serves all
+        best = torch.stack([part.allocate(s) for part in parts]).sum(0)
+        return ((u * best.unsqueeze(-2)) @ u.mT).to(m.dtype)
 
 
 @dataclass(frozen=True)
@@ -213,7 +219,7 @@ class Blocks(Budget):
         return inner(self.inner.allocate(s.detach()), s, 1)
 
     def maximizer(self, m: Tensor) -> Tensor:
-        s, u = torch.linalg.eigh(checked(m, self))
+        s, u = eigh(checked(m, self))
         best = self.inner.allocate(s.flatten(-2)).unflatten(-1, s.shape[-2:])
         return ((u * best.unsqueeze(-2)) @ u.mT).to(m.dtype)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from normgeo.budgets.base import Budget
 from normgeo.budgets.checks import positive
-from normgeo.budgets.combinators import Intersection, Scaled
+from normgeo.budgets.combinators import Intersection, Scaled, Sum
 from normgeo.budgets.ellipsoid import Ellipsoid
 from normgeo.budgets.invariant import Invariant
 
@@ -78,4 +78,7 @@ def on_values(budget: Budget | DataMetric) -> Callable[[Tensor], Tensor] | None:
         return None if best is None else lambda s: factor * best(s)
     if isinstance(budget, Intersection) and budget.values is not None:
         return budget.values.maximizer
+    if isinstance(budget, Sum):
+        parts = [part for part in map(on_values, budget.members) if part is not None]
+        return None if len(parts) < len(budget.members) else lambda s: torch.stack([part(s) for part in parts]).sum(0)
     return budget.maximizer if budget.kind == "diagonal" else None

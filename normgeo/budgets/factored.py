@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from normgeo.budgets.moments import Basis, Moment, State
+from normgeo.linalg import eigh
 
 __all__ = ["KroneckerMoment", "SketchMoment"]
 
@@ -44,7 +45,7 @@ class KroneckerMoment(Moment):
         for name in ("left", "right"):
             length, kept = state[name].shape[1:]
             if kept:
-                s, basis[name] = torch.linalg.eigh(state[name])
+                s, basis[name] = eigh(state[name])
             else:
                 s = (t / length).expand(-1, length)
             values.append(s)
@@ -112,7 +113,7 @@ class SketchMoment(Moment):
 
 def _rows(sketch: Tensor) -> tuple[Tensor, Tensor]:  # (n, r, d) -> (n, r), (n, r, d)
     """Eigenvalues of SᵀS in descending order and orthonormal eigenvectors, from the small matrix S Sᵀ; 0 rows for 0."""
-    s, u = torch.linalg.eigh(sketch @ sketch.mT)
+    s, u = eigh(sketch @ sketch.mT)
     s, u = s.flip(-1).clamp_min(0), u.flip(-1)
     live = s > 64 * sketch.shape[1] * torch.finfo(s.dtype).eps * s[..., :1]
     rows = (u.mT @ sketch) * torch.where(live, torch.where(live, s, 1).rsqrt(), 0).unsqueeze(-1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from normgeo.budgets.barrier import Constraint
 from normgeo.budgets.base import Budget, checked, floating, inner
 from normgeo.budgets.shapes import below_zero
+from normgeo.linalg import eigh
 
 __all__ = ["Invariant", "OnDiagonal"]
 
@@ -47,7 +48,7 @@ class Invariant(Budget, ABC):
         return (self.allocate(s.detach()) * s).sum(-1)
 
     def maximizer(self, m: Tensor) -> Tensor:
-        s, u = torch.linalg.eigh(checked(m, self))
+        s, u = eigh(checked(m, self))
         return ((u * self.allocate(s).unsqueeze(-2)) @ u.mT).to(m.dtype)
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from normgeo.linalg import eigh
+
 __all__ = ["BlockMoment", "DiagonalMoment", "FullMoment", "Moment"]
 
 State = dict[str, Tensor]
@@ -107,7 +109,7 @@ class FullMoment(Moment):
         return {"moment": (m + m.mT) / 2}
 
     def spectrum(self, state: Mapping[str, Tensor]) -> tuple[Tensor, Basis]:
-        values, vectors = torch.linalg.eigh(state["moment"])
+        values, vectors = eigh(state["moment"])
         return values, {"vectors": vectors}
 
     def matrix(self, state: Mapping[str, Tensor], shape: tuple[int, ...] | None = None) -> Tensor:
@@ -158,7 +160,7 @@ class BlockMoment(Moment):
         return {"moment": (m + m.mT) / 2}
 
     def spectrum(self, state: Mapping[str, Tensor]) -> tuple[Tensor, Basis]:
-        values, vectors = torch.linalg.eigh(state["moment"])
+        values, vectors = eigh(state["moment"])
         return values.flatten(1), {"vectors": vectors}
 
     def rotate(self, V: Tensor, basis: Mapping[str, Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import click
 
+from normgeo.cli.budgets import budgets
 from normgeo.cli.quality import quality
 from normgeo.cli.speed import speed
 
@@ -13,5 +14,6 @@ def bench() -> None:
     """Measure optimizers beside others."""
 
 
+bench.add_command(budgets)
 bench.add_command(quality)
 bench.add_command(speed)

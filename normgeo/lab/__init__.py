@@ -1,19 +1,44 @@
 """What the commands and examples run: text, training, checkpoints, comparisons and reports."""
 
+from normgeo.lab.budget_costs import COSTS, closed_forms, completions, directions, waterfill
+from normgeo.lab.budget_training import UPKEEP_COLUMNS, training_study, upkeep
+from normgeo.lab.budgets import (
+    CLAIM_COLUMNS,
+    REFERENCE,
+    WINNER_COLUMNS,
+    Claim,
+    Place,
+    Race,
+    Races,
+    Way,
+    claim,
+    horizons,
+    landscapes,
+    race,
+    ways,
+)
 from normgeo.lab.checkpoint import load_checkpoint, save_checkpoint, write_whole
-from normgeo.lab.contenders import Contender, adamw, contenders, muon, ours
+from normgeo.lab.contenders import Contender, adamw, contenders, muon, operated, ours
 from normgeo.lab.corpus import Corpus, standard_library, text_file
 from normgeo.lab.errors import Diverged, UserError
+from normgeo.lab.landscapes import Factors, Landscape, Network, Quadratic, Rosenbrock, curvature
+from normgeo.lab.ledger import Ledger
 from normgeo.lab.problems import Classes, Classify, Problem, Score, Settings, Text, evaluate, labelled_file
 from normgeo.lab.quality import Comparison, Parabola, Sources, Study, Transfer, studies
-from normgeo.lab.report import plot_losses, summary
+from normgeo.lab.report import plot_budgets, plot_losses, summary
 from normgeo.lab.speed import Accuracy, Timing, accuracies, time_steps
 from normgeo.lab.speed_report import accuracy_table, plot_speed, speed_table
 from normgeo.lab.training import Curve, Training
 from normgeo.lab.trials import Entry, Outcome, Trial, Trials
 
 __all__ = [
+    "CLAIM_COLUMNS",
+    "COSTS",
+    "REFERENCE",
+    "UPKEEP_COLUMNS",
+    "WINNER_COLUMNS",
     "Accuracy",
+    "Claim",
     "Classes",
     "Classify",
     "Comparison",
@@ -22,9 +47,18 @@ __all__ = [
     "Curve",
     "Diverged",
     "Entry",
+    "Factors",
+    "Landscape",
+    "Ledger",
+    "Network",
     "Outcome",
     "Parabola",
+    "Place",
     "Problem",
+    "Quadratic",
+    "Race",
+    "Races",
+    "Rosenbrock",
     "Score",
     "Settings",
     "Sources",
@@ -36,17 +70,28 @@ __all__ = [
     "Trial",
     "Trials",
     "UserError",
+    "Way",
     "accuracies",
     "accuracy_table",
     "adamw",
+    "claim",
+    "closed_forms",
+    "completions",
     "contenders",
+    "curvature",
+    "directions",
     "evaluate",
+    "horizons",
     "labelled_file",
+    "landscapes",
     "load_checkpoint",
     "muon",
+    "operated",
     "ours",
+    "plot_budgets",
     "plot_losses",
     "plot_speed",
+    "race",
     "save_checkpoint",
     "speed_table",
     "standard_library",
@@ -54,5 +99,9 @@ __all__ = [
     "summary",
     "text_file",
     "time_steps",
+    "training_study",
+    "upkeep",
+    "waterfill",
+    "ways",
     "write_whole",
 ]

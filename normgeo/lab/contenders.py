@@ -12,8 +12,9 @@ from torch import nn
 import normgeo as ng
 from normgeo.constraints import Constraint
 from normgeo.lab.errors import UserError
+from normgeo.optim import Direction
 
-__all__ = ["COMPARISONS", "Contender", "Many", "adamw", "contenders", "muon", "ours"]
+__all__ = ["COMPARISONS", "Contender", "Many", "adamw", "contenders", "muon", "operated", "ours"]
 
 COMPARISONS = ("adamw", "muon", "grid", "none")
 GRID = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -112,3 +113,13 @@ def muon(steps: int, lr: float, lr_rest: float, decay: float = 0.1) -> Contender
 
     setting = f"lr {lr:g} and {lr_rest:g}, {schedule.warmup} warm-up steps, linear to 0, decay {decay:g}"
     return Contender("Muon + AdamW", setting, make)
+
+
+def operated(steps: int, lr: float, direction: Direction, warmup: int = 20) -> Contender:
+    """The compiled plan with an operator budget on every weight in place of the dual of its norm; lr keeps its meaning."""
+    schedule = ng.steps.Linear(total=steps, warmup=warmup)
+
+    def make(model: nn.Module) -> Many:
+        return Many(ng.compile(model, budgets={"*": direction}).optimizer(model, lr=lr, step=schedule))
+
+    return Contender("budget", f"lr {lr:g}, {warmup} warm-up steps, linear to 0", make)

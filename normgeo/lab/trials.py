@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from normgeo.lab.checkpoint import write_whole
-from normgeo.lab.contenders import Contender, adamw, muon, ours
-from normgeo.lab.errors import Diverged, UserError
+from normgeo.lab.contenders import Contender, adamw, muon, operated, ours
+from normgeo.lab.errors import Diverged
+from normgeo.lab.ledger import Ledger
 from normgeo.lab.problems import Problem
 from normgeo.lab.training import Training
 
 __all__ = ["Entry", "Outcome", "Trial", "Trials"]
 
-MAKERS: dict[str, Callable[..., Contender]] = {"ours": ours, "adamw": adamw, "muon": muon}
+MAKERS: dict[str, Callable[..., Contender]] = {"ours": ours, "adamw": adamw, "muon": muon, "budget": operated}
 
 
 @dataclass(frozen=True)
@@ -85,28 +83,17 @@ class Trials:
     """Outcomes by trial, kept in a file of JSON lines."""
 
     def __init__(self, path: Path, make: Source, jobs: int = 1) -> None:
-        self.path, self.make, self.jobs = path, make, jobs
-        self.done: dict[str, Outcome] = {}
-        lines = path.read_text().splitlines() if path.exists() else []
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-                key = record.pop("key")
-                self.done[key] = Outcome(**record)
-            except (ValueError, TypeError, KeyError):
-                if number == len(lines):  # torn when the study was killed: its run is repeated
-                    write_whole(path, "".join(each + "\n" for each in lines[:-1]).encode())
-                else:
-                    raise UserError(f"--out: line {number} of {path} is not a trial; choose another folder") from None
+        self.make, self.jobs = make, jobs
+        self.ledger = Ledger(path, Outcome)
 
     def key(self, trial: Trial) -> str:
         return f"{self.make.of(trial.problem)} | {trial}"
 
     def __getitem__(self, trial: Trial) -> Outcome:
-        return self.done[self.key(trial)]
+        return self.ledger.done[self.key(trial)]
 
     def __contains__(self, trial: Trial) -> bool:
-        return self.key(trial) in self.done
+        return self.key(trial) in self.ledger.done
 
     def run(self, trials: Iterable[Trial]) -> Iterator[Trial]:
         """Run those that are not done yet; each is given back when it is. Several jobs take a thread each."""
@@ -128,11 +115,7 @@ class Trials:
                 raise
 
     def _keep(self, trial: Trial, outcome: Outcome) -> None:
-        self.done[self.key(trial)] = outcome
-        with self.path.open("a") as file:
-            file.write(json.dumps({"key": self.key(trial), **asdict(outcome)}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self.ledger.keep(self.key(trial), outcome)
 
 
 def _one_thread() -> None:
