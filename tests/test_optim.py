@@ -2,6 +2,7 @@ import copy
 import io
 import math
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -557,3 +558,22 @@ def test_no_warning_in_ordinary_use():
         train(opt, model, 2)
         opt.load_state_dict(copy.deepcopy(opt.state_dict()))
         train(opt, model, 1)
+
+
+class OneAtATime(ng.optim.Direction):
+    """Sees to it that no direction made before is still alive."""
+
+    def __init__(self):
+        self.made = []
+
+    def __call__(self, M, state, W):
+        assert not any(ref() is not None for ref in self.made)
+        D = M.clone()
+        self.made.append(weakref.ref(D))
+        return D
+
+
+def test_a_step_has_the_tensors_of_one_stack_at_a_time():
+    watch, model = OneAtATime(), gpt()
+    train(ng.compile(model).optimizer(model, direction=watch), model)
+    assert len(watch.made) > 2

@@ -70,12 +70,22 @@ class NewtonSchulz(Polar):
                 f"this schedule has no margin for the rounding of {self.dtype}: it sends {edge:.8g} to "
                 f"{evaluate(self.schedule, edge):.2g}; write dtype=torch.float32, or take polar_express with safety=1.01"
             )
+        _ = self._forms  # computed here, where torch.compile does not look
 
     def __call__(self, g: Tensor) -> Tensor:
         *batch, m, n = g.shape
         x = _unit(g).reshape(-1, m, n)
-        form = _gram_form if self.gram and 2 * max(m, n) >= 3 * min(m, n) else _plain_form
-        return form(x.to(self.work(x)), self.schedule, x.dtype).reshape(*batch, m, n).to(g.dtype)
+        if self.gram and 2 * max(m, n) >= 3 * min(m, n):
+            x = _gram_form(x.to(self.work(x)), self.schedule, x.dtype)
+        else:
+            x = _plain_form(x.to(self.work(x)), self._forms, x.dtype)
+        return x.reshape(*batch, m, n).to(g.dtype)
+
+    @cached_property
+    def _forms(self) -> Schedule:
+        """The schedule, with those steps about E = 0 that `_plain_form` takes in powers of E = I - XXᵀ."""
+        *steps, last = self.schedule
+        return (*(step if len(step) == 3 else about_one(step) for step in steps), about_one(last))
 
     def work(self, x: Tensor) -> torch.dtype:
         """The dtype in which the products of x (in float32 at least) are made."""
@@ -157,22 +167,22 @@ def _unit(g: Tensor) -> Tensor:
     return x * size.reciprocal().clamp_max(torch.finfo(x.dtype).max).to(x.dtype)
 
 
-def _plain_form(x: Tensor, schedule: Schedule, dtype: torch.dtype) -> Tensor:  # (b, m, n) -> (b, m, n)
+def _plain_form(x: Tensor, forms: Schedule, dtype: torch.dtype) -> Tensor:  # (b, m, n) -> (b, m, n)
     k, wide = min(x.shape[-2:]), x.shape[-2] <= x.shape[-1]
     eye = torch.eye(k, dtype=x.dtype, device=x.device).expand(len(x), k, k)
-    *steps, last = schedule
+    *steps, last = forms
     for step in steps:
         if len(step) == 3:
             a, b, c = step
             r = _gram(x)
             x = _apply(x, torch.baddbmm(r, r, r, beta=b, alpha=c), a) if c else _apply(x, r, a, b)
         else:
-            a, *q = about_one(step)
+            a, *q = step
             x = _apply(x, _residual(x, eye, q), a)
-    a, *q = about_one(last)
+    a, *q = last
     z = _residual(x, eye, q)
     product = torch.bmm(z, x) if wide else torch.bmm(x, z)
-    return torch.add(product.to(dtype), x.to(dtype), alpha=a)
+    return product.to(dtype).add_(x.to(dtype), alpha=a)
 
 
 def _residual(x: Tensor, eye: Tensor, q: list[float]) -> Tensor:  # (b, m, n) -> (b, k, k), k = min(m, n)

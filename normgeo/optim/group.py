@@ -82,9 +82,12 @@ class Group:
             if line is not None and self.due("closure", step):
                 stats.line = line(stacks, [move.along(a) for move, a in zip(moves, living, strict=True)])
         value = step.value(stats, state)
-        for i, (stack, move) in enumerate(zip(stacks, moves, strict=True)):
+        passing = iter(moves)
+        for i, stack in enumerate(stacks):
+            move = next(passing)
             factor = value if isinstance(value, Tensor) else value[i]
             write(stack, move, rate(options, factor, move), living[i], "updates" in step.needs)
+            del move  # its tensors make room for those of the next stack, in memory and in the cache
         step.follow(stats.moves, state)
         for stack, was, a in zip(stacks, before, living, strict=True):
             stack.commit(was, a)

@@ -58,6 +58,7 @@ class Stack:
         self.rule, self.iterate, self.step = parts.rule, parts.iterate, parts.step
         self.constraint = parts.constraint.bind(self.norm)
         self.direction = (parts.direction or Dualize(self.norm)).bind(self.norm)
+        self._plain = all(leaf.view is None for leaf in self.leaves)
         first = self.params[0]
         self.dtype = torch.float32 if first.dtype in (torch.bfloat16, torch.float16) else first.dtype
         self.device = first.device
@@ -79,7 +80,7 @@ class Stack:
     def write(self, W: Tensor, where: Sequence[bool]) -> None:
         """Put the slices of W for which `where` holds back into their parameters."""
         slots = [slot for slot in zip(self.params, self.leaves, W.unbind(), where, strict=True) if slot[-1]]
-        if all(leaf.view is None for leaf in self.leaves):
+        if self._plain:
             torch._foreach_copy_([p for p, *_ in slots], [w for _, _, w, _ in slots])
             return
         for p, leaf, w, _ in slots:
@@ -109,10 +110,10 @@ class Stack:
         """Add 1 to `moved` of the leaves that are not what they were; 16-bit weights may round a small step away."""
         written = new.to(self.params[0].dtype)
         if written.device.type == "cpu":  # there comparing and then reducing is slow, and nothing waits for the answer
-            changed = torch.tensor([not torch.equal(a, b) for a, b in zip(written, old, strict=True)])
+            changed = [not torch.equal(a, b) for a, b in zip(written.unbind(), old.unbind(), strict=True)]
+            self.numbers["moved"] += 1 if all(changed) else torch.tensor(changed)
         else:
-            changed = (written != old).reshape(len(self), -1).any(1)
-        self.numbers["moved"] += changed
+            self.numbers["moved"] += (written != old).reshape(len(self), -1).any(1)
 
     def commit(self, before: dict[str, State] | None, alive: Tensor | None) -> None:
         """Bring what the parts assigned back into the buffers, and undo it for leaves that are not alive."""
@@ -126,7 +127,9 @@ class Stack:
                     state[name] = buffer
 
     def _read(self, pick: Callable[[Parameter], Tensor]) -> Tensor:
-        seen = [leaf.read(pick(p)) for p, leaf in zip(self.params, self.leaves, strict=True)]
+        seen = [pick(p) for p in self.params]
+        if not self._plain:
+            seen = [leaf.read(tensor) for leaf, tensor in zip(self.leaves, seen, strict=True)]
         return torch.stack(seen).to(self.dtype)
 
     def _bind(self, store: Store) -> None:
