@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -129,7 +129,7 @@ class Optimizer(torch.optim.Optimizer):
         groups = self._ready()
         params = self._trainable()
         loss, graph = evaluate(closure, self.parts, params, any(group.due("hvp") for group in groups))
-        verdict = self._examine(loss)
+        verdict = self._examine(params, loss)
         if not verdict.step:
             return loss
         differentiates = any("hvp" in part.needs for parts in self.parts for part in parts)
@@ -140,11 +140,11 @@ class Optimizer(torch.optim.Optimizer):
             group.advance(options, verdict, loss, graph, line)
         return loss
 
-    def _examine(self, loss: Any) -> Verdict:
+    def _examine(self, trainable: Sequence[Parameter], loss: Any) -> Verdict:
         """Look for NaN and Inf, also in a loss that a part asked for."""
-        params = [p for p in self._trainable() if p.grad is not None]
-        grads = [p.grad for p in params if p.grad is not None]
-        for p, grad in zip(params, grads, strict=True):
+        found = {p: p.grad for p in trainable if p.grad is not None}
+        params, grads = list(found), list(found.values())
+        for p, grad in found.items():
             if grad.is_sparse:
                 name = self._leaves[p][0].parameter
                 raise ValueError(f"the gradient of {name} is sparse; norms need dense gradients: use a dense embedding")
@@ -202,9 +202,6 @@ class Optimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._bound, self._signature, self._evaluating = None, (), False
-
-    def _group_leaves(self, group: dict[str, Any]) -> list[Leaf]:
-        return [leaf for p in group["params"] for leaf in self._leaves[p]]
 
     # ---- looking
 
