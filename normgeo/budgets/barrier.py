@@ -10,6 +10,7 @@ from torch import Tensor
 
 from normgeo.budgets.bisection import bisect
 from normgeo.budgets.shapes import FREE, TOLERANCE, basis, spread
+from normgeo.linalg import eigh
 
 if TYPE_CHECKING:
     from normgeo.budgets.base import Budget
@@ -74,7 +75,7 @@ def barrier_maximizer(budget: Budget, m: Tensor) -> Tensor:  # (n, *d) -> (n, *d
 def _bounded(budget: Budget, m: Tensor) -> None:
     """Refuse a set that holds the whole ray of an eigenvector of a moment (or of a coordinate)."""
     if budget.kind == "matrix":
-        v = torch.linalg.eigh(m)[1].mT.reshape(-1, m.shape[-1])
+        v = eigh(m)[1].mT.reshape(-1, m.shape[-1])
         bisect(budget, v.unsqueeze(-1) * v.unsqueeze(-2))
     else:
         bisect(budget, basis(budget.kind, m[0]))

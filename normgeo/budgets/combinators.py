@@ -65,7 +65,28 @@ class Scaled(Budget):
 
 
 @dataclass(frozen=True)
-class Intersection(Budget):
+class _OfMembers(Budget):
+    """Made of two or more budgets of one kind."""
+
+    members: tuple[Budget, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.members) < 2 or len({(member.kind, member.ndim) for member in self.members}) > 1:
+            kinds = ", ".join(f"{type(member).__name__} ({member.kind}, {member.ndim} axes)" for member in self.members)
+            name = type(self).__name__
+            raise ValueError(f"{name} needs two or more budgets of one kind, got {kinds or 'none'}")
+
+    @property
+    def kind(self) -> Kind:  # type: ignore[override]
+        return self.members[0].kind
+
+    @property
+    def ndim(self) -> int:
+        return self.members[0].ndim
+
+
+@dataclass(frozen=True)
+class Intersection(_OfMembers):
     """𝒬₁ ∩ 𝒬₂ ∩ ...;  gauge = the largest of theirs. The maximizer has no closed form and is found from the constraints
     of all; within invariant budgets on their eigenvalues alone, so that an operator costs one eigendecomposition more.
 
@@ -75,19 +96,6 @@ class Intersection(Budget):
     >>> both.maximizer(torch.diag(torch.tensor([3.0, 1.0]))).diagonal()
     tensor([0.9000, 0.4359])
     """
-
-    members: tuple[Budget, ...]
-
-    def __post_init__(self) -> None:
-        _alike("Intersection", self.members)
-
-    @property
-    def kind(self) -> Kind:  # type: ignore[override]
-        return self.members[0].kind
-
-    @property
-    def ndim(self) -> int:
-        return self.members[0].ndim
 
     def gauge(self, q: Tensor) -> Tensor:
         return torch.stack([member.gauge(q) for member in self.members]).amax(0)
@@ -125,26 +133,13 @@ class _Values(Budget):
 
 
 @dataclass(frozen=True)
-class Sum(Budget):
+class Sum(_OfMembers):
     """𝒬₁ + 𝒬₂ + ... = {Q₁ + Q₂ + ...};  support and maximizer are sums. The gauge is found from the maximizer.
 
     >>> from normgeo.budgets import Frobenius, Spectral
     >>> (Frobenius() + Spectral()).support(torch.diag(torch.tensor([3.0, 4.0])))
     tensor(9.)
     """
-
-    members: tuple[Budget, ...]
-
-    def __post_init__(self) -> None:
-        _alike("Sum", self.members)
-
-    @property
-    def kind(self) -> Kind:  # type: ignore[override]
-        return self.members[0].kind
-
-    @property
-    def ndim(self) -> int:
-        return self.members[0].ndim
 
     def support(self, m: Tensor) -> Tensor:
         return torch.stack([member.support(m) for member in self.members]).sum(0)
@@ -222,9 +217,3 @@ class Blocks(Budget):
         s, u = eigh(checked(m, self))
         best = self.inner.allocate(s.flatten(-2)).unflatten(-1, s.shape[-2:])
         return ((u * best.unsqueeze(-2)) @ u.mT).to(m.dtype)
-
-
-def _alike(name: str, members: Sequence[Budget]) -> None:
-    if len(members) < 2 or len({(member.kind, member.ndim) for member in members}) > 1:
-        kinds = ", ".join(f"{type(member).__name__} ({member.kind}, {member.ndim} axes)" for member in members)
-        raise ValueError(f"{name} needs two or more budgets of one kind, got {kinds or 'none'}")

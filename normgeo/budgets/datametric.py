@@ -13,6 +13,7 @@ from normgeo.budgets.checks import positive
 from normgeo.budgets.combinators import Intersection, Scaled, Sum
 from normgeo.budgets.ellipsoid import Ellipsoid
 from normgeo.budgets.invariant import Invariant
+from normgeo.linalg import eigh
 
 __all__ = ["DataMetric", "on_values"]
 
@@ -43,7 +44,7 @@ class DataMetric:
 
     def at(self, m: Tensor) -> Ellipsoid:  # (d, d)
         """The budget whose metric is Mᵖ."""
-        s, u = torch.linalg.eigh(m)
+        s, u = eigh(m)
         s, live = self._values(s)
         return Ellipsoid((u * torch.where(live, torch.where(live, s, 1) ** self.power, 0)) @ u.mT, self.B)
 

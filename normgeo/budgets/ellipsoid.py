@@ -12,6 +12,7 @@ from normgeo.budgets.barrier import Constraint
 from normgeo.budgets.base import Budget, checked, floating
 from normgeo.budgets.checks import metric, positive
 from normgeo.budgets.shapes import below_zero
+from normgeo.linalg import eigh
 
 __all__ = ["Ellipsoid"]
 
@@ -38,7 +39,7 @@ class Ellipsoid(Budget):
     def __post_init__(self) -> None:
         positive("Ellipsoid", B=self.B)
         metric("Ellipsoid", self.W)
-        for name, part in zip(("_values", "_vectors"), torch.linalg.eigh(self.W), strict=True):
+        for name, part in zip(("_values", "_vectors"), eigh(self.W), strict=True):
             object.__setattr__(self, name, part)  # the one decomposition, for all questions
 
     def gauge(self, q: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ def _solve(w: Tensor, m: Tensor) -> Tensor:  # (*b, d), (*b, d, d) -> (*b, d, d)
     dual, cone = torch.zeros_like(m), torch.zeros_like(m)
     for _ in range(2000):
         q = live * (m + rho * (cone - dual)) / (mean + rho)
-        s, v = torch.linalg.eigh(q + dual)
+        s, v = eigh(q + dual)
         before, cone = cone, (v * s.clamp_min(0).unsqueeze(-2)) @ v.mT
         dual = dual + q - cone
         change = torch.maximum((q - cone).abs().amax(), (cone - before).abs().amax())

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from normgeo.linalg import eigh
+
 __all__ = ["Recipe", "Setting", "registry"]
 
 
@@ -179,7 +181,7 @@ def _kron_power(at: Setting, p: float) -> Tensor:
 
 
 def _power(a: Tensor, p: float) -> Tensor:
-    s, u = torch.linalg.eigh(a)
+    s, u = eigh(a)
     return (u * s**p) @ u.mT
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from normgeo.budgets.shapes import basis, negative
+from normgeo.linalg import eigh
 
 if TYPE_CHECKING:
     from normgeo.budgets.base import Budget
@@ -31,7 +32,7 @@ def _best_by_gauge(budget: Budget, m: Tensor) -> Tensor:  # (*d) -> (*d)
         return budget.gauge(q).log() - (q * m).sum().log()
 
     if budget.kind == "matrix":
-        s, u = torch.linalg.eigh(m)
+        s, u = eigh(m)
         best, start = s[-1], u * (s.clamp_min(0) + 1e-3 * s.clamp_min(0).amax()).sqrt()
     else:
         best = m.amax() if budget.kind == "diagonal" else m.abs().amax()

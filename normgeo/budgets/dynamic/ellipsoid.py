@@ -9,6 +9,7 @@ from torch import Tensor
 
 from normgeo.budgets.checks import metric, positive
 from normgeo.budgets.dynamic.base import Dynamic
+from normgeo.linalg import eigh
 
 __all__ = ["DynamicEllipsoid"]
 
@@ -58,7 +59,7 @@ class DynamicEllipsoid(Dynamic):
 
     def _eigen(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Eigenvalues of W, 0 up to rounding made 0, and eigenvectors."""
-        w, u = torch.linalg.eigh(self.W.to(like))
+        w, u = eigh(self.W.to(like))
         return torch.where(w > 16 * w.shape[-1] * torch.finfo(w.dtype).eps * w[..., -1:], w, 0), u
 
 
