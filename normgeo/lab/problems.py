@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -226,19 +226,18 @@ class Classify(Problem):
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         epoch, place = divmod(step, self._per_epoch)
-        order = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        order = _order(len(self.data.x_train), self.seed, epoch)
+        order = order[place * self.batch_size : (place + 1) * self.batch_size]
         return self.data.x_train[order], self.data.y_train[order]
-
-    def _order(self, epoch: int) -> Tensor:
-        kept = self.__dict__.get("_kept")
-        if kept is None or kept[0] != epoch:
-            generator = np.random.default_rng((self.seed, epoch))
-            kept = epoch, torch.from_numpy(generator.permutation(len(self.data.x_train)))
-            self.__dict__["_kept"] = kept
-        return kept[1]
 
     @torch.no_grad()
     def score(self, model: nn.Module, device: torch.device, *, final: bool) -> Score:
         x, y = self.data.x_test.to(device), self.data.y_test.to(device)
         logits = model(x)
         return Score(float(functional.cross_entropy(logits, y)), float((logits.argmax(-1) == y).float().mean()))
+
+
+@lru_cache(maxsize=1)
+def _order(n: int, seed: int, epoch: int) -> Tensor:
+    """In which order an epoch goes through n examples; kept for the other steps of that epoch."""
+    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n))

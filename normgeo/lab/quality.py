@@ -7,15 +7,16 @@ import platform
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
 
 from normgeo.constraints import Decay
-from normgeo.lab.corpus import standard_library, text_file
+from normgeo.lab.corpus import Corpus, standard_library, text_file
 from normgeo.lab.errors import UserError
-from normgeo.lab.problems import Classify, Problem, Settings, Text, labelled_file
+from normgeo.lab.problems import Classes, Classify, Problem, Settings, Text, labelled_file
 from normgeo.lab.trials import Entry, Outcome, Trial, Trials
 
 __all__ = ["Comparison", "Parabola", "Sources", "Study", "Transfer", "studies"]
@@ -47,10 +48,22 @@ class Sources:
         kind, *rest = name.split()
         sizes = dict(zip(rest[::2], map(int, rest[1::2]), strict=True))
         if kind == "gpt":
-            corpus = standard_library() if self.text is None else text_file(self.text)
-            return Text(Settings(**sizes, seed=seed), corpus)
+            return Text(Settings(**sizes, seed=seed), _corpus(self.text))
         assert self.classes is not None, "`of` asks for it"
-        return Classify(labelled_file(self.classes), **sizes, seed=seed)
+        return Classify(_classes(self.classes), **sizes, seed=seed)
+
+
+# Every trial and every row of a table asks for its problem; the data are read once.
+
+
+@lru_cache(maxsize=1)
+def _corpus(path: Path | None) -> Corpus:
+    return standard_library() if path is None else text_file(path)
+
+
+@lru_cache(maxsize=1)
+def _classes(path: Path) -> Classes:
+    return labelled_file(path)
 
 
 class Study(ABC):
