@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from helpers import gaussian
+from test_seams_of_steps import X, Y, loss, model
 
 import normgeo as ng
 from normgeo.constraints import Ball, DecoupledDecay, L2Penalty, RowCap, SoftCap, SpectralDecay
@@ -14,17 +15,6 @@ from normgeo.optim import Direction, ScheduleFree
 from normgeo.rules import Plain
 from normgeo.steps import Cauchy, MetaOptimize, StepSize
 from normgeo.testing import check_constraint
-
-X, Y = gaussian(16, 4), gaussian(16, 3, seed=1)
-
-
-def model():
-    torch.manual_seed(0)
-    return (ng.nn.Linear(6, 3) @ ng.nn.Tanh() @ ng.nn.Linear(4, 6)).double()
-
-
-def loss(net):
-    return (net(X) - Y).square().mean()
 
 
 def train(opt, net, steps=1):

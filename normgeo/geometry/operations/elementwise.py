@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from normgeo.geometry.factor import bound
@@ -48,24 +49,12 @@ def activation(op: Operation) -> Meaning:
 
 @operation(*SUMS)
 def add(op: Operation) -> Meaning:
-    a, b = op.argument(0, "input"), op.argument(1, "other")
-    first, second = op.meaning(a), op.meaning(b)
-    if isinstance(first, Node) and isinstance(second, Weight | Mixed):
-        return shift(op, first, b)
-    if isinstance(second, Node) and isinstance(first, Weight | Mixed):
-        return shift(op, second, a)
-    return _both(op, a, b)
+    return _of_two(op, shift)
 
 
 @operation(*PRODUCTS)
 def mul(op: Operation) -> Meaning:
-    a, b = op.argument(0, "input"), op.argument(1, "other")
-    first, second = op.meaning(a), op.meaning(b)
-    if isinstance(first, Node) and isinstance(second, Weight | Mixed):
-        return scale(op, first, b)
-    if isinstance(second, Node) and isinstance(first, Weight | Mixed):
-        return scale(op, second, a)
-    return _both(op, a, b)
+    return _of_two(op, scale)
 
 
 @operation(
@@ -116,6 +105,17 @@ def large(weight: Weight) -> list[int]:
     return (
         [] if weight.entries is None else [i for i, (n, stride) in enumerate(weight.entries.axes) if n > 1 and stride]
     )
+
+
+def _of_two(op: Operation, by_weight: Callable[[Operation, Node, Any], Meaning]) -> Meaning:
+    """Of data and a weight, in either order; of anything else as `_both` says."""
+    a, b = op.argument(0, "input"), op.argument(1, "other")
+    first, second = op.meaning(a), op.meaning(b)
+    if isinstance(first, Node) and isinstance(second, Weight | Mixed):
+        return by_weight(op, first, b)
+    if isinstance(second, Node) and isinstance(first, Weight | Mixed):
+        return by_weight(op, second, a)
+    return _both(op, a, b)
 
 
 def _both(op: Operation, *values: Any) -> Meaning:
