@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import Parameter
 
 from normgeo.geometry import Factor, GeometryError, Graph, Input, Leaf, Node, bound, trace, unwrapped
 from normgeo.geometry.measure import undisturbed
 from normgeo.norms import Norm
-from normgeo.plan.leaves import by_name, leaf_of, some_parameters, ways, with_masses, with_radii
+from normgeo.plan.leaves import Named, by_name, leaf_of, some_parameters, ways, with_masses, with_radii
 from normgeo.plan.names import some
 from normgeo.plan.patterns import overrides
 from normgeo.plan.plan import Plan
@@ -46,16 +45,17 @@ def declared(
 ) -> Plan:
     inner = unwrapped(model)
     parameters = some_parameters(inner)
-    graph, output = drawn(inner, [bound(x.size) for x in inputs])
-    leaves = with_radii(with_masses(leaves_of(graph, output, parameters, norms), masses), radii)
+    sizes = [bound(x.size) for x in inputs]
+    graph, output = drawn(inner, sizes)
+    named = by_name(graph.uses, parameters)
+    leaves = with_radii(with_masses(leaves_of(graph, output, parameters, named, norms), masses), radii)
     if strict and (unknown := [leaf.name for leaf in leaves if leaf.known == "assumed"]):
         raise GeometryError(
             f"{some(unknown)}: the sensitivity is assumed; register the modules behind it or drop strict=True"
         )
-    sizes = [bound(x.size) for x in inputs]
     again = functools.partial(declared, inputs=inputs, masses=masses, norms=norms, radii=radii, strict=strict)
     identity = {name: weakref.ref(p) for name, p in parameters.items()}
-    steps = ways(graph, output, by_name(graph.uses, parameters))
+    steps = ways(graph, output, named)
     again_drawn, axis = functools.partial(drawn, sizes=sizes), output.layout.axis or -1
     return Plan(tuple(leaves), identity, again, inputs=tuple(inputs), axis=axis, ways=steps, graph=again_drawn)
 
@@ -88,20 +88,19 @@ def drawn(model: nn.Module, sizes: list[Factor]) -> tuple[Graph, Node]:
 
 
 def leaves_of(
-    graph: Graph, output: Node, parameters: Mapping[str, Parameter], norms: Mapping[str, Norm] | None
+    graph: Graph, output: Node, parameters: Iterable[str], named: Named, norms: Mapping[str, Norm] | None
 ) -> list[Leaf]:
     """One leaf per parameter, or per block of one, in the order of the parameters; its uses add."""
     mu = graph.sensitivities(output)
-    found = by_name(graph.uses, parameters)
-    covered = {name for name, _, _ in found.values()}
+    covered = {name for name, _, _ in named.values()}
     for name in parameters:
         if name not in covered:
             raise GeometryError(
                 f"parameter {name} has no geometry: no registered module uses it. If it belongs to a module of yours, "
                 f"call graph.use(module.{name.rsplit('.', 1)[-1]}, node, role=..., norm=...) in its registered function"
             )
-    given = overrides("norms", norms, list(found))
+    given = overrides("norms", norms, list(named))
     return [
         leaf_of(leaf, name, parameter, each, [mu[use.node] for use in each], given.get(leaf))
-        for leaf, (name, parameter, each) in found.items()
+        for leaf, (name, parameter, each) in named.items()
     ]

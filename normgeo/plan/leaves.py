@@ -16,7 +16,10 @@ from normgeo.norms import Norm
 from normgeo.plan.names import named_parameters
 from normgeo.plan.patterns import overrides
 
-__all__ = ["by_name", "leaf_of", "some_parameters", "ways", "with_masses", "with_radii"]
+__all__ = ["Named", "by_name", "leaf_of", "some_parameters", "ways", "with_masses", "with_radii"]
+
+Named = dict[str, tuple[str, Parameter, list[Use]]]
+"""leaf name -> parameter name, parameter, uses"""
 
 
 def some_parameters(model: nn.Module) -> dict[str, Parameter]:
@@ -26,10 +29,8 @@ def some_parameters(model: nn.Module) -> dict[str, Parameter]:
     return parameters
 
 
-def by_name(
-    all_uses: Sequence[Use], parameters: Mapping[str, Parameter]
-) -> dict[str, tuple[str, Parameter, list[Use]]]:
-    """Leaf name -> parameter name, parameter, uses."""
+def by_name(all_uses: Sequence[Use], parameters: Mapping[str, Parameter]) -> Named:
+    """The uses of each parameter, or of each block of one."""
     uses: dict[tuple[int, str], list[Use]] = {}
     for use in all_uses:
         uses.setdefault((id(use.parameter), use.block), []).append(use)
@@ -37,7 +38,7 @@ def by_name(
         raise GeometryError(
             f"{len(foreign)} parameters are used but do not belong to the model; assign them to a module"
         )
-    out: dict[str, tuple[str, Parameter, list[Use]]] = {}
+    out: Named = {}
     for name, parameter in parameters.items():
         mine = {block: each for (key, block), each in uses.items() if key == id(parameter)}
         out |= {f"{name}[{block}]" if block else name: (name, parameter, each) for block, each in mine.items()}
@@ -106,8 +107,6 @@ def with_radii(leaves: Sequence[Leaf], radii: Mapping[str, float] | None) -> lis
     return out
 
 
-def ways(
-    graph: Graph, output: Node, named: Mapping[str, tuple[str, Parameter, list[Use]]]
-) -> dict[str, tuple[str, ...]]:
+def ways(graph: Graph, output: Node, named: Named) -> dict[str, tuple[str, ...]]:
     found = Ways(graph, output)
     return {leaf: found.of_uses(uses) for leaf, (_, _, uses) in named.items()}
