@@ -37,6 +37,7 @@ class Decay(Constraint):
     """
 
     strength: float = 0.045
+    entrywise = True
 
     def __post_init__(self) -> None:
         check_strength(type(self).__name__, self.strength)
@@ -60,6 +61,7 @@ class DecoupledDecay(Constraint):
     """
 
     strength: float
+    entrywise = True
 
     def __post_init__(self) -> None:
         check_strength(type(self).__name__, self.strength)
@@ -84,6 +86,7 @@ class CorrectedDecay(Constraint):
     """
 
     strength: float
+    entrywise = True
 
     def __post_init__(self) -> None:
         check_strength(type(self).__name__, self.strength)
@@ -144,6 +147,7 @@ class L2Penalty(Constraint):
     """
 
     strength: float
+    entrywise = True
 
     def __post_init__(self) -> None:
         check_strength(type(self).__name__, self.strength)

@@ -3,7 +3,7 @@
 from normgeo.linalg import coefficients
 from normgeo.linalg.clip import SHARP, clip, leading
 from normgeo.linalg.decompose import eigh, svd, svdvals
-from normgeo.linalg.newton_schulz import FAST, TIGHT, NewtonSchulz, PolarExpress
+from normgeo.linalg.newton_schulz import FAST, SMALLEST_MIXED, TIGHT, NewtonSchulz, PolarExpress
 from normgeo.linalg.polar import SVD, Polar
 from normgeo.linalg.power import ascent, steepest_gain
 from normgeo.linalg.randomized import RandomizedSVD
@@ -12,6 +12,7 @@ from normgeo.linalg.scale import exponent, l2, shift
 __all__ = [
     "FAST",
     "SHARP",
+    "SMALLEST_MIXED",
     "SVD",
     "TIGHT",
     "NewtonSchulz",

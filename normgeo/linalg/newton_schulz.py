@@ -12,7 +12,7 @@ from normgeo.linalg.coefficients import Schedule, about_one, evaluate, polar_exp
 from normgeo.linalg.hardware import multiplies_bfloat16_fast
 from normgeo.linalg.polar import Polar
 
-__all__ = ["FAST", "TIGHT", "NewtonSchulz", "PolarExpress"]
+__all__ = ["FAST", "SMALLEST_MIXED", "TIGHT", "NewtonSchulz", "PolarExpress"]
 
 Work = torch.dtype | Literal["mixed"] | None
 

@@ -65,6 +65,11 @@ class Norm(ABC):
             f"{type(self).__name__} has no projection; define project(self, w) to use it where one is needed"
         )
 
+    def as_spectral(self, shape: Sequence[int]) -> tuple[Norm, float] | None:
+        """(N, c) with dualize(g) = c·N.dualize(g) for g of that shape, N the spectral norm; None where there is none. The
+        dual in N does not see that a matrix is transposed or has zeros around it."""
+        return None
+
     def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:  # (*b, *d) -> (*b, *d)
         """f: (*b, ..., m, n) -> (*b, ..., m, n) applied to those matrices of w whose largest singular value is the norm:
         ‖w‖ = max σ_max(X). Of vectors, they are columns; of tables, rows; a norm may have none."""

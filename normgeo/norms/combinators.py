@@ -50,6 +50,10 @@ class Scaled(Norm):
     def dualize(self, g: Tensor) -> Tensor:
         return self.inner.dualize(g) / self.factor
 
+    def as_spectral(self, shape: Sequence[int]) -> tuple[Norm, float] | None:
+        found = self.inner.as_spectral(shape)
+        return found and (found[0], found[1] / self.factor)
+
     def project(self, w: Tensor) -> Tensor:
         return self.inner.project(w * self.factor) / self.factor
 

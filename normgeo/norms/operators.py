@@ -9,7 +9,7 @@ from torch import Tensor
 
 from normgeo.linalg import TIGHT, Polar, l2
 from normgeo.norms.base import Norm, gaussian, trailing
-from normgeo.norms.spectral import capped, singular_values
+from normgeo.norms.spectral import Spectral, capped, singular_values
 from normgeo.norms.vectors import rms, rms_project, rms_unit, sign, unit
 
 __all__ = ["L1ToLinf", "L1ToRMS", "RMSToLinf", "RMSToRMS"]
@@ -36,6 +36,9 @@ class RMSToRMS(Norm):
 
     def dualize(self, g: Tensor) -> Tensor:
         return (self.polar(trailing(g, 2)) * _aspect(g)).to(g.dtype)
+
+    def as_spectral(self, shape: Sequence[int]) -> tuple[Norm, float]:
+        return Spectral(self.polar), math.sqrt(shape[0] / shape[1])
 
     def project(self, w: Tensor) -> Tensor:
         return capped(w, _aspect(w))

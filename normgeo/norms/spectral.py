@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,6 +96,9 @@ class Spectral(Norm):
 
     def dualize(self, g: Tensor) -> Tensor:
         return self.polar(trailing(g, 2)).to(g.dtype)
+
+    def as_spectral(self, shape: Sequence[int]) -> tuple[Norm, float]:
+        return self, 1.0
 
     def project(self, w: Tensor) -> Tensor:
         return capped(w, 1)

@@ -13,7 +13,8 @@ from normgeo.geometry import Leaf
 from normgeo.optim.closure import Grads, Line, hessian_vector_product
 from normgeo.optim.guard import Verdict
 from normgeo.optim.passage import alive, direct, rate, write
-from normgeo.optim.stack import Parts, Stack, Store, group_leaves
+from normgeo.optim.place import bunches
+from normgeo.optim.stack import Parts, Stack, Store
 from normgeo.steps import Stats, StepState
 from normgeo.steps.base import Move
 
@@ -25,12 +26,17 @@ class Group:
     what its step size shares. Each parameter's state holds them, so they are saved and moved with it."""
 
     def __init__(
-        self, params: Sequence[Parameter], leaves: Callable[[Parameter], Sequence[Leaf]], parts: Parts, store: Store
+        self,
+        params: Sequence[Parameter],
+        leaves: Callable[[Parameter], Sequence[Leaf]],
+        parts: Parts,
+        store: Store,
+        capturable: bool = False,
     ) -> None:
         self.parts = parts
         trained = [p for p in params if p.requires_grad]
         entries = [(p, leaf) for p in trained for leaf in leaves(p)]
-        self.stacks = [Stack(these, parts, store) for these in group_leaves(entries)]
+        self.stacks = [Stack(bunch, parts, store, capturable) for bunch in bunches(entries, parts.entrywise)]
         device = trained[0].device if trained else torch.device("cpu")
         numbers = {"step": torch.zeros((), dtype=torch.float32, device=device)}
         for name, start in parts.step.init_shared().items():
@@ -44,7 +50,7 @@ class Group:
                 store[p][key] = tensor
         self.count = numbers.pop("step")
         self.shared = {key.removeprefix("shared."): tensor for key, tensor in numbers.items()}
-        self.steps = int(self.count)
+        self.steps = int(furthest.get("step", 0))
         """the count as the host knows it, for parts that act every k steps; steps that the device skips are in it"""
 
     def due(self, need: str, *parts: Any) -> bool:

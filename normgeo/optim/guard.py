@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -45,26 +46,30 @@ class Verdict:
         """(n,) which of these parameters may move; None means all."""
         if self.finite is None:
             return None
-        indices = [self.position.get(p, 0) for p in params]
-        picked = self.finite[torch.tensor(indices, device=self.finite.device)]
-        return self.finite.all().expand_as(picked) if self.together else picked
+        if self.together:
+            return self.finite.all().expand(len(params))
+        return torch.stack([self.finite[self.position.get(p, 0)] for p in params])
 
 
 class Guard:
     """Checks the gradients of a step. "skip" drops the whole step, "zero" leaves out the parameters concerned, "raise"
     stops the program.
 
-    On CUDA "skip" and "zero" decide on the device, without waiting, and the warning comes one step later; elsewhere, and
-    for "raise", the answer is read at once.
+    On CUDA "skip" and "zero" decide on the device, without waiting, and the warning comes with the first step that finds
+    the flags there; elsewhere, and for "raise", the answer is read at once. `capturable`: no step reads anything; bad
+    steps are counted on the device until `report` is asked to wait.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, capturable: bool = False) -> None:
         if policy not in get_args(Policy):
             raise ValueError(f'nonfinite must be one of "skip", "zero", "raise", got {policy!r}')
-        self.policy = policy
+        if capturable and policy == "raise":
+            raise ValueError('capturable=True cannot raise in a step; write nonfinite="skip" or "zero"')
+        self.policy, self.capturable = policy, capturable
         self.skipped = 0
         self._seen = "the gradient"
-        self._pending: tuple[Tensor, torch.cuda.Event | None, Callable[[], list[str]]] | None = None
+        self._pending: deque[tuple[Tensor, torch.cuda.Event | None, Callable[[], list[str]]]] = deque()
+        self._bad: tuple[Tensor, Tensor, Callable[[], list[str]]] | None = None
 
     def __call__(self, names: Callable[[], list[str]], grads: list[Tensor], loss: Tensor | None = None) -> Verdict:
         self.report()
@@ -74,7 +79,10 @@ class Guard:
         together = self.policy != "zero"
         if self.policy != "raise" and self.deferred(grads[0]):
             finite = _finite(grads, loss, float("inf"))
-            self._pending = (*_fetch(finite), names)
+            if self.capturable:
+                self._count(finite, names)
+            else:
+                self._pending.append((*_fetch(finite), names))
             return Verdict(True, finite, together)
         # A finite ‖g‖₂ has no NaN or Inf in it, and on CPU takes a twentieth of the time of max|g|; but it may overflow.
         if bool(_finite(grads, loss, 2).all()) or bool((finite := _finite(grads, loss, float("inf"))).all()):
@@ -82,22 +90,36 @@ class Guard:
         self._tell(finite, names)
         return Verdict(not together, finite, together)
 
-    @staticmethod
-    def deferred(grad: Tensor) -> bool:
+    def deferred(self, grad: Tensor) -> bool:
         """Whether to decide without looking."""
-        return grad.is_cuda
+        return self.capturable or grad.is_cuda
 
-    def report(self) -> None:
-        """Warn about a step that was decided on the device, once its flags have arrived."""
-        if self._pending is not None:
-            (finite, arrived, names), self._pending = self._pending, None
+    def report(self, wait: bool = False) -> None:
+        """Warn about steps that were decided on the device and whose flags have arrived; about all of them after a wait."""
+        while self._pending and (wait or (event := self._pending[0][1]) is None or event.query()):
+            finite, arrived, names = self._pending.popleft()
             if arrived is not None:
                 arrived.synchronize()
             if not bool(finite.all()):
                 self._tell(finite, names)
+        if wait and self._bad is not None:
+            steps, counts, names = self._bad
+            new = int(steps)
+            if new:
+                self.skipped += (new - 1) * (self.policy == "skip")
+                self._tell(counts == 0, names)
+                steps.zero_()
+                counts.zero_()
+
+    def _count(self, finite: Tensor, names: Callable[[], list[str]]) -> None:
+        """In tensors that stay, for graphs that are replayed."""
+        if self._bad is None or len(self._bad[1]) != len(finite):
+            self._bad = torch.zeros((), device=finite.device), torch.zeros(len(finite), device=finite.device), names
+        self._bad[0].add_(~finite.all())
+        self._bad[1].add_(~finite)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_pending": None}
+        return {**self.__dict__, "_pending": deque(), "_bad": None}
 
     def _tell(self, finite: Tensor, names: Callable[[], list[str]]) -> None:
         bad = [name for name, ok in zip(names(), finite.tolist(), strict=True) if not ok]

@@ -27,6 +27,8 @@ class Iterate(ABC):
     """
 
     needs: Mapping[str, int] = {}
+    entrywise = False
+    """whether each entry is written by itself: then matrices may lie transposed, or among zeros, in a stack"""
     joint = False
     """whether only the product η·D matters to `write`: then the radius may come with η, which is smaller than D"""
 
@@ -57,6 +59,7 @@ class Descent(Iterate):
     """
 
     joint = True
+    entrywise = True
 
     def write(self, W: Tensor, D: Tensor, eta: Tensor, state: State) -> Tensor:
         return torch.addcmul(W, D, eta, value=-1)

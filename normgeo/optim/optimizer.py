@@ -20,7 +20,7 @@ from normgeo.optim.direction import Direction
 from normgeo.optim.group import Group
 from normgeo.optim.guard import Guard, Policy, Verdict
 from normgeo.optim.iterate import Descent, Iterate
-from normgeo.optim.options import KINDS, OPTIONS, check_leaves, check_lr, check_parts, decaying
+from normgeo.optim.options import KINDS, OPTIONS, check_capturable, check_leaves, check_lr, check_parts, decaying
 from normgeo.optim.stack import Parts, state_key
 from normgeo.rules import Momentum, Rule
 from normgeo.steps import Constant, StepSize
@@ -58,6 +58,7 @@ class Optimizer(torch.optim.Optimizer):
         constraint: Constraint | None = None,
         decay: float | None = None,
         nonfinite: Policy = "skip",
+        capturable: bool = False,
     ) -> None:
         if decay is not None:
             constraint = decaying(decay, constraint)
@@ -65,7 +66,8 @@ class Optimizer(torch.optim.Optimizer):
         self._bound: list[Group] | None = None
         self._signature: tuple[Any, ...] = ()
         self._evaluating = False
-        self._guard = Guard(nonfinite)
+        self._guard = Guard(nonfinite, capturable)
+        self._capturable = capturable
         self.parts: list[Parts] = []
         """what each parameter group is made to do"""
         self._default_parts = Parts(
@@ -98,19 +100,29 @@ class Optimizer(torch.optim.Optimizer):
         parts = replace(self._default_parts, **{name: group.pop(name) for name in KINDS if name in group})
         check_lr(float(group.get("lr", self.defaults["lr"])))
         check_parts(parts)
+        if self._capturable:
+            check_capturable(parts)
         for parameter, its in zip(group["params"], leaves, strict=True):
             check_leaves(parameter, its)
         group["structure"] = checkpoint.structure(parts, [leaf for its in leaves for leaf in its])
         super().add_param_group(group)
         group["base_lr"] = float(group["lr"])
+        if self._capturable:
+            if not group["base_lr"]:
+                raise ValueError("capturable=True needs the lr that schedules start from, lr > 0; got 0")
+            self._keep_lr_on_device(group)
         self.parts.append(parts)
         self._leaves.update(zip(group["params"], map(tuple, leaves), strict=True))
         self._bound = None
 
+    def _keep_lr_on_device(self, group: dict[str, Any]) -> None:
+        if self._capturable:
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float64).to(group["params"][0].device)
+
     @property
     def skipped(self) -> int:
         """How many steps were dropped because of NaN or Inf in a gradient (under nonfinite="skip")."""
-        self._guard.report()
+        self._guard.report(wait=True)
         return self._guard.skipped
 
     # ---- one step
@@ -165,7 +177,7 @@ class Optimizer(torch.optim.Optimizer):
         signature = tuple((p.requires_grad, p.dtype, p.device) for p in params)
         if self._bound is None or signature != self._signature:
             self._bound = [
-                Group(group["params"], self._leaves.__getitem__, parts, self.state)
+                Group(group["params"], self._leaves.__getitem__, parts, self.state, self._capturable)
                 for group, parts in zip(self.param_groups, self.parts, strict=True)
             ]
             stacks = [stack for group in self._bound for stack in group.stacks]
@@ -192,11 +204,12 @@ class Optimizer(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         for group, structure in zip(self.param_groups, mine, strict=True):
             group["structure"] = structure
+            self._keep_lr_on_device(group)
         checkpoint.keep_dtypes(self, state_dict)
         checkpoint.tell_numbers(self.state, self._leaves)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_leaves", "_guard", "parts", "_default_parts")
+        own = ("_leaves", "_guard", "_capturable", "parts", "_default_parts")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -264,7 +277,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         stacks = [stack for group in self._ready() for stack in group.stacks]
         radii = {
-            leaf: r for stack in stacks for leaf, r in zip(stack.leaves, stack.radius.flatten().tolist(), strict=True)
+            leaf: r for stack in stacks for leaf, r in zip(stack.leaves, stack.radii.tolist(), strict=True)
         }
         still = dict(self.still())
         rows = [("leaf", "role", "lr", "radius", "moved", "")]

@@ -16,7 +16,7 @@ from normgeo.optim.stack import Parts
 from normgeo.rules import Rule
 from normgeo.steps import StepSize
 
-__all__ = ["KINDS", "OPTIONS", "check_leaves", "check_lr", "check_parts", "decaying"]
+__all__ = ["KINDS", "OPTIONS", "check_capturable", "check_leaves", "check_lr", "check_parts", "decaying"]
 
 KINDS: dict[str, Any] = {
     "rule": Rule,
@@ -54,6 +54,13 @@ def check_parts(parts: Parts) -> None:
             )
     if parts.direction is not None and type(parts.constraint).direct is not Constraint.direct:
         raise ValueError(f"{parts.constraint} has a direction of its own; leave out direction={parts.direction}")
+
+
+def check_capturable(parts: Parts) -> None:
+    """What acts every k steps, or searches along a line, decides on the host, and a graph would repeat one decision."""
+    for part in parts:
+        if asks := sorted({"loss", "hvp", "closure"} & set(part.needs)):
+            raise ValueError(f"capturable=True: {type(part).__name__} needs {asks}, which a graph does not record")
 
 
 def check_leaves(parameter: Tensor, leaves: Sequence[Leaf]) -> None:

@@ -23,13 +23,13 @@ def alive(stack: Stack, verdict: Verdict) -> Tensor | None:  # -> (n,) bool, Non
     present, good = stack.present(), verdict.good(stack.params)
     if all(present):
         return good
-    has = torch.tensor(present, device=stack.device)
+    has = stack.flags(present)
     return has if good is None else has & good.to(stack.device)
 
 
 def direct(stack: Stack, living: Tensor | None, stats: Stats, graph: dict[Parameter, Tensor] | None) -> Move:
     """From gradients to the unit direction."""
-    G, W, state = stack.grads(), stack.weights(), stack.state
+    (G, W), state = stack.borrow(), stack.state
     if living is not None:
         G = torch.where(living.to(G.device).reshape(stack.radius.shape), G, 0)
     G = stack.constraint.tangent(W, G, state["constraint"])
@@ -53,8 +53,7 @@ def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_upda
         moving = moving & (stack.radius > 0)  # a leaf of mass 0 is not moved by its constraint either
     if living is not None:
         moving = moving & living.to(stack.device).reshape(stack.radius.shape)
-    # On an accelerator nobody knows yet whether all move, and asking would wait.
-    some_stay = old.device.type != "cpu" or not bool(moving.all())
+    some_stay = not (stack.looks and bool(moving.all()))
     before = {name: x.clone() for name, x in constraint.items()} if some_stay else {}
     D, eta = (move.D, radius * rate.eta) if iterate.joint else (radius * move.D, rate.eta)
     step = iterate.write(old, D, eta, stack.state["iterate"])
@@ -67,10 +66,10 @@ def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_upda
         constraint.update({name: torch.where(like(moves, x), constraint[name], x) for name, x in before.items()})
     else:
         iterate.follow(new, step, stack.state["iterate"])
-    stack.write(new, stack.present())
     stack.count_moves(new, old)
     if keep_update:
         move.update, move.eta = new - old, rate.eta
+    stack.write(new, stack.present())  # last: `old` may be the parameter itself
 
 
 def rate(group: dict[str, Any], factor: Tensor, move: Move) -> Rate:
@@ -78,5 +77,5 @@ def rate(group: dict[str, Any], factor: Tensor, move: Move) -> Rate:
     factor = factor.to(move.W)
     if factor.ndim == 1:
         factor = factor.reshape(move.radius.shape)
-    eta = group["lr"] * factor
+    eta = (group["lr"] * factor).to(move.W.dtype)
     return Rate(eta, eta / group["base_lr"] if group["base_lr"] else torch.zeros_like(eta), move.radius)

@@ -1,8 +1,7 @@
-"""The Stack: leaves of one norm, shape, dtype and device, seen by the mathematics as one tensor (n, *shape)."""
+"""The Stack: leaves seen by the mathematics as one tensor (n, *shape)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,17 +14,14 @@ from normgeo.constraints import Constraint
 from normgeo.geometry import Leaf
 from normgeo.optim.direction import Direction, Dualize
 from normgeo.optim.iterate import Iterate
+from normgeo.optim.place import Bunch
 from normgeo.rules import Rule
 from normgeo.rules.base import State
 from normgeo.steps import StepSize
 
-__all__ = ["Parts", "Stack", "group_leaves"]
+__all__ = ["Parts", "Stack"]
 
 Store = MutableMapping[Any, dict[str, Any]]
-
-# Entries of a stack on CPU: 1 MB in float32, the second-level cache of one core. All that happens to a leaf in a step then
-# happens in the cache, and temporaries are small enough for malloc to recycle. Accelerators want whole stacks.
-CACHED = 2**18
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,13 @@ class Parts:
         named = (self.rule, self.direction, self.step, self.iterate, self.constraint)
         return (part for part in named if part is not None)
 
+    @property
+    def entrywise(self) -> bool:
+        """Whether nobody but the norm sees more than one entry of a weight at a time."""
+        whole = self.rule.entrywise and self.iterate.entrywise and self.constraint.entrywise
+        simple = not self.step.needs and type(self.step).init is StepSize.init
+        return whole and simple and self.direction is None
+
 
 class Stack:
     """Reads gradients and weights of its leaves, keeps their state in stacked buffers, and writes weights back.
@@ -51,19 +54,23 @@ class Stack:
     state are torch's own business.
     """
 
-    def __init__(self, entries: Sequence[tuple[Parameter, Leaf]], parts: Parts, store: Store) -> None:
-        self.params = [parameter for parameter, _ in entries]
-        self.leaves = [leaf for _, leaf in entries]
-        self.norm = self.leaves[0].norm
+    def __init__(self, bunch: Bunch, parts: Parts, store: Store, capturable: bool = False) -> None:
+        self.params = [parameter for parameter, _ in bunch.entries]
+        self.leaves = [leaf for _, leaf in bunch.entries]
+        self.norm, self.shape, self.places = bunch.norm, bunch.shape, bunch.places
         self.rule, self.iterate, self.step = parts.rule, parts.iterate, parts.step
         self.constraint = parts.constraint.bind(self.norm)
         self.direction = (parts.direction or Dualize(self.norm)).bind(self.norm)
         self._plain = all(leaf.view is None for leaf in self.leaves)
+        self._filled = all(place.shape == self.shape and not place.turned for place in self.places)
+        self._shares = parts.entrywise
         first = self.params[0]
         self.dtype = torch.float32 if first.dtype in (torch.bfloat16, torch.float16) else first.dtype
         self.device = first.device
+        self.looks = self.device.type == "cpu" and not capturable
+        """whether the host may look into tensors: on an accelerator it would wait"""
         self._bind(store)
-        self.radius, self.all_may_move = torch.empty(0), True
+        self.radius, self.radii, self.all_may_move = torch.empty(0), torch.empty(0), True
 
     def __len__(self) -> int:
         return len(self.leaves)
@@ -72,14 +79,21 @@ class Stack:
         return self._read(lambda p: p).detach()
 
     def grads(self) -> Tensor:  # (n, *shape), 0 where there is none
-        return self._read(lambda p: torch.zeros_like(p) if p.grad is None else p.grad)
+        return self._read(_grad)
+
+    def borrow(self) -> tuple[Tensor, Tensor]:
+        """Gradients and weights, as the parameters themselves where that serves: to be looked at and not written to."""
+        if self._shares and self._plain and self._filled and len(self) == 1:
+            p = self.params[0]
+            return _grad(p).unsqueeze(0).to(self.dtype), p.detach().unsqueeze(0).to(self.dtype)
+        return self.grads(), self.weights()
 
     def present(self) -> list[bool]:
         return [p.grad is not None for p in self.params]
 
     def write(self, W: Tensor, where: Sequence[bool]) -> None:
         """Put the slices of W for which `where` holds back into their parameters."""
-        slots = [slot for slot in zip(self.params, self.leaves, W.unbind(), where, strict=True) if slot[-1]]
+        slots = [slot for slot in zip(self.params, self.leaves, self.views(W), where, strict=True) if slot[-1]]
         if self._plain:
             torch._foreach_copy_([p for p, *_ in slots], [w for _, _, w, _ in slots])
             return
@@ -89,7 +103,7 @@ class Stack:
     def as_parameters(self, V: Tensor) -> dict[Parameter, Tensor]:
         """V (n, *shape) as tensors in the shapes of the parameters, 0 where they have other leaves."""
         out: dict[Parameter, Tensor] = {}
-        for p, leaf, v in zip(self.params, self.leaves, V.unbind(), strict=True):
+        for p, leaf, v in zip(self.params, self.leaves, self.views(V), strict=True):
             leaf.write(out.setdefault(p, torch.zeros_like(p)), v)
         return out
 
@@ -97,11 +111,22 @@ class Stack:
         return self._read(tensors.__getitem__)
 
     def set_radii(self, total_mass: float) -> None:
-        """r = (mass/M)·reach, with the numbers that are saved with the parameters."""
-        radii = self.numbers["mass"] / total_mass * self.numbers["reach"] if total_mass else self.numbers["mass"] * 0
-        shape = (len(self),) + (1,) * len(self.leaves[0].shape)
-        self.radius = radii.to(self.device, self.dtype).reshape(shape)
-        self.all_may_move = bool((radii > 0).all())
+        """r = (mass/M)·reach, with the numbers that are saved with the parameters; `radius` is for duals in `norm`."""
+        self.radii = self.numbers["mass"] / total_mass * self.numbers["reach"] if total_mass else 0 * self.numbers["mass"]
+        scales = torch.tensor([place.scale for place in self.places], dtype=torch.float64)
+        self.radius = (self.radii * scales).to(self.device, self.dtype).reshape((-1,) + (1,) * len(self.shape))
+        self.all_may_move = bool((self.radii > 0).all())
+
+    def views(self, V: Tensor) -> list[Tensor]:
+        """The leaves in V (n, *shape)."""
+        return [place.view(slot) for place, slot in zip(self.places, V.unbind(), strict=True)]
+
+    def flags(self, which: Sequence[bool]) -> Tensor:  # (n,) bool
+        """Written on the device, where a copy from the host would wait."""
+        out = torch.ones(len(self), dtype=torch.bool, device=self.device)
+        for i in (i for i, yes in enumerate(which) if not yes):
+            out[i].fill_(False)
+        return out
 
     def snapshot(self) -> dict[str, State]:
         return {part: {k: v.clone() for k, v in state.items()} for part, state in self.state.items()}
@@ -109,7 +134,7 @@ class Stack:
     def count_moves(self, new: Tensor, old: Tensor) -> None:
         """Add 1 to `moved` of the leaves that are not what they were; 16-bit weights may round a small step away."""
         written = new.to(self.params[0].dtype)
-        if written.device.type == "cpu":  # there comparing and then reducing is slow, and nothing waits for the answer
+        if self.looks:  # there comparing and then reducing is slow, and nothing waits for the answer
             changed = [not torch.equal(a, b) for a, b in zip(written.unbind(), old.unbind(), strict=True)]
             self.numbers["moved"] += 1 if all(changed) else torch.tensor(changed)
         else:
@@ -130,7 +155,11 @@ class Stack:
         seen = [pick(p) for p in self.params]
         if not self._plain:
             seen = [leaf.read(tensor) for leaf, tensor in zip(self.leaves, seen, strict=True)]
-        return torch.stack(seen).to(self.dtype)
+        if self._filled:
+            return torch.stack(seen).to(self.dtype)
+        out = seen[0].new_zeros((len(self), *self.shape), dtype=self.dtype)
+        torch._foreach_copy_(self.views(out), seen)
+        return out
 
     def _bind(self, store: Store) -> None:
         """Allocate the buffers, take over what the store already has, and leave their slices in the store."""
@@ -149,7 +178,8 @@ class Stack:
         }
         for part, state in [("", numbers), *self.state.items()]:
             for name, buffer in state.items():
-                for slot, leaf, kept in zip(buffer, self.leaves, (store[p] for p in self.params), strict=True):
+                slots = self.views(buffer) if buffer.shape[1:] == self.shape else buffer
+                for slot, leaf, kept in zip(slots, self.leaves, (store[p] for p in self.params), strict=True):
                     key = state_key(leaf, part, name)
                     if key in kept:
                         _take_over(slot, kept[key], leaf, key)
@@ -164,17 +194,8 @@ def state_key(leaf: Leaf, part: str, name: str) -> str:
     return f"{block}{part}.{name}" if part else f"{block}{name}"
 
 
-def group_leaves(
-    entries: Sequence[tuple[Parameter, Leaf]],
-) -> Iterator[list[tuple[Parameter, Leaf]]]:
-    """Leaves to stack: of equal norm, shape, dtype and device; on CPU no more than stay in its cache."""
-    stacks: dict[Any, list[tuple[Parameter, Leaf]]] = {}
-    for parameter, leaf in entries:
-        key = (leaf.norm, leaf.shape, parameter.dtype, parameter.device)
-        stacks.setdefault(key, []).append((parameter, leaf))
-    for (*_, device), these in stacks.items():
-        size = max(1, CACHED // math.prod(these[0][1].shape)) if device.type == "cpu" else len(these)
-        yield from (these[i : i + size] for i in range(0, len(these), size))
+def _grad(p: Parameter) -> Tensor:
+    return torch.zeros_like(p) if p.grad is None else p.grad
 
 
 def _take_over(slot: Tensor, saved: Tensor, leaf: Leaf, key: str) -> None:

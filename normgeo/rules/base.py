@@ -30,6 +30,8 @@ class Rule(ABC):
     """
 
     needs: Mapping[str, int] = {}
+    entrywise = False
+    """whether each entry is smoothed by itself: then matrices may lie transposed, or among zeros, in a stack"""
 
     def init(self, W: Tensor, independent: int = 0) -> State:  # W (n, *shape)
         """State for weights W. `independent` axes after the first index slices that are dualized each on its own."""

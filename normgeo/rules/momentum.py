@@ -18,6 +18,8 @@ class Plain(Rule):
     tensor([[1.]])
     """
 
+    entrywise = True
+
     def update(self, G: Tensor, state: State) -> Tensor:
         return G
 
@@ -36,6 +38,7 @@ class Momentum(Rule):
 
     beta: float = 0.9
     nesterov: bool = False
+    entrywise = True
 
     def __post_init__(self) -> None:
         _check_beta(type(self).__name__, self.beta)
@@ -62,6 +65,7 @@ class HeavyBall(Rule):
 
     beta: float = 0.9
     nesterov: bool = False
+    entrywise = True
 
     def __post_init__(self) -> None:
         _check_beta(type(self).__name__, self.beta)

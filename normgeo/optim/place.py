@@ -1,0 +1,111 @@
+"""Which leaves share a stack, and where in it each lies: as it is, transposed, or among zeros."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from normgeo.geometry import Leaf
+from normgeo.linalg import SMALLEST_MIXED
+from normgeo.norms import Norm
+
+__all__ = ["Bunch", "Entry", "Place", "bunches"]
+
+Entry = tuple[Parameter, Leaf]
+
+# Entries of a stack on CPU: 1 MB in float32, the second-level cache of one core. All that happens to a leaf in a step then
+# happens in the cache, and temporaries are small enough for malloc to recycle. Accelerators want whole stacks, but not
+# without bound: a step needs eight tensors of this size, 2 GB in float32.
+MOST = {"cpu": 2**18}
+MOST_ELSEWHERE = 2**26
+
+# A stack more costs as much as the polar factor of a matrix with sides m ≤ n and this m²n: launches against arithmetic.
+# Measured on CPU; elsewhere 60 launches of 5 µs at a tenth of the speed of an H200.
+STACK = {"cpu": 2**19}
+STACK_ELSEWHERE = 2**28
+
+
+@dataclass(frozen=True)
+class Place:
+    """How a leaf lies in its slot of the stack, and its dual as a multiple of the dual in the stack's norm."""
+
+    shape: tuple[int, ...]
+    turned: bool = False
+    scale: float = 1.0
+
+    def view(self, slot: Tensor) -> Tensor:
+        """The leaf in its slot."""
+        if slot.shape == self.shape and not self.turned:
+            return slot
+        seen = slot.mT if self.turned else slot
+        return seen[: self.shape[0], : self.shape[1]]
+
+
+class Bunch(NamedTuple):
+    """Leaves that the mathematics sees as one tensor (n, *shape)."""
+
+    entries: list[Entry]
+    norm: Norm
+    shape: tuple[int, ...]
+    places: list[Place]
+
+
+def bunches(entries: Sequence[Entry], entrywise: bool, alone: bool = False) -> Iterator[Bunch]:
+    """Leaves of equal norm, shape, dtype and device, no more than `MOST` entries together. Where all parts are `entrywise`,
+    transposed shapes count as equal, and small matrices are padded to share a stack where that costs less than another one.
+    alone: only leaves of one parameter share a stack.
+    """
+    found: dict[Any, list[tuple[Entry, float]]] = {}
+    for parameter, leaf in entries:
+        spectral = leaf.norm.as_spectral(leaf.shape) if entrywise else None
+        norm, scale = spectral or (leaf.norm, 1.0)
+        shape = tuple(sorted(leaf.shape)) if spectral else leaf.shape
+        key = (norm, parameter.dtype, parameter.device, bool(spectral), parameter if alone else None, shape)
+        found.setdefault(key, []).append(((parameter, leaf), scale))
+    for (norm, _, device, spectral, _, shape), these in (_padded(found) if entrywise else found).items():
+        most = MOST.get(device.type, MOST_ELSEWHERE)
+        if spectral:  # those that lie alike next to each other, so that few chunks have both
+            these = sorted(these, key=lambda each: _tall(each[0][1].shape))
+        size = max(1, most // math.prod(shape))
+        for i in range(0, len(these), size):
+            chunk = these[i : i + size]
+            first = chunk[0][0][1].shape
+            tall = bool(spectral) and _tall(first)
+            places = [
+                Place(leaf.shape, bool(spectral) and _tall(leaf.shape) != tall, scale) for (_, leaf), scale in chunk
+            ]
+            yield Bunch([entry for entry, _ in chunk], norm, shape[::-1] if tall else shape, places)
+
+
+def _padded(found: dict[Any, list[tuple[Entry, float]]]) -> dict[Any, list[tuple[Entry, float]]]:
+    """The same with small matrices of different shapes together. Never across the size from which products are in bfloat16:
+    its rounding is stated for matrices that are themselves that large."""
+    out: dict[Any, list[tuple[Entry, float]]] = {}
+    for key, these in sorted(found.items(), key=lambda item: -math.prod(item[0][-1]) if item[0][3] else 0):
+        *kind, shape = key
+        for other in [key for key in out if list(key[:-1]) == kind] if kind[3] else []:
+            (m, n), (k, l) = shape, other[-1]  # noqa: E741
+            both = (max(m, k), max(n, l))
+            more = len(these) * (_work(both) - _work(shape)) + len(out[other]) * (_work(both) - _work((k, l)))
+            alike = (m >= SMALLEST_MIXED) == (k >= SMALLEST_MIXED)
+            if alike and more <= STACK.get(kind[2].type, STACK_ELSEWHERE):
+                joint = [*out.pop(other), *these]
+                out[(*kind, both)] = [*out.get((*kind, both), ()), *joint]
+                break
+        else:
+            out[key] = these
+    return out
+
+
+def _work(shape: tuple[int, ...]) -> int:
+    return shape[0] ** 2 * shape[1]
+
+
+def _tall(shape: tuple[int, ...]) -> bool:
+    return shape[0] > shape[1]
