@@ -6,6 +6,7 @@ from helpers import exported, gaussian, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
+import normgeo
 from normgeo import linalg
 from normgeo.linalg import (
     FAST,
@@ -139,7 +140,7 @@ def test_gram_form_against_the_svd(spectrum, schedule, dtype, error, top):
 
 
 def in_bfloat16(polar):
-    return dataclasses.replace(polar, dtype=torch.bfloat16)
+    return dataclasses.replace(polar, dtype=torch.bfloat16, gram=False)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (64, 256), (256, 64), (256, 256)])
@@ -166,6 +167,48 @@ def test_tight_keeps_its_promise_in_bfloat16(spectrum, shape):
         assert torch.equal(in_bfloat16(TIGHT)(g * 2.0**power), p)
     if spectrum == "flat":  # elsewhere rounding decides where small singular vectors point
         torch.testing.assert_close(in_bfloat16(TIGHT)(g.mT), p.mT, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", [(64, 256), (256, 64)])
+@pytest.mark.parametrize("spectrum", ["gaussian", "to 1e-3", "half zero", "spike"])
+def test_tight_keeps_its_promise_in_the_gram_form(spectrum, shape, dtype):
+    """`in_dtype`: values of G/‖G‖_F in [1e-3, 1] land in [.99, 1], in float16 up to 1.002."""
+    s = HARD[spectrum]
+    u, v = (torch.linalg.qr(gaussian(k, k, seed=k))[0] for k in (64, 256))
+    g = ((u * s) @ v[:64]).float()
+    polar = linalg.in_dtype(dtype)
+    assert polar.gram
+    sizes = torch.linalg.svdvals(polar(g if shape[0] == 64 else g.mT).double())
+    assert sizes.max() <= (1.002 if dtype == torch.float16 else 1 + 1e-6)
+    assert sizes[: int((s / s.norm() >= 1e-3).sum())].min() >= 0.99
+
+
+def test_precision_takes_a_dtype():
+    model = torch.nn.Linear(4, 4)
+    plan = normgeo.compile(model, example_inputs=(torch.ones(1, 4),))
+    opt = plan.optimizer(model, precision=torch.float32)
+    norms = {leaf.norm for leaves in opt._leaves.values() for leaf in leaves}
+    assert any(getattr(norm, "polar", None) == linalg.in_dtype(torch.float32) for norm in norms)
+    with pytest.warns(RuntimeWarning, match="computed in float32"):
+        plan.optimizer(model, precision=torch.float16)
+    with pytest.raises(ValueError, match="a floating dtype such as"):
+        plan.optimizer(model, precision=torch.int8)
+
+
+def test_mixed_takes_the_gram_form_where_products_stay_in_float32(monkeypatch):
+    wide = gaussian(64, 96).float()
+    for fast, gram in ((True, False), (False, True)):
+        monkeypatch.setattr(newton_schulz, "multiplies_bfloat16_fast", lambda device, fast=fast: fast)
+        called = []
+        form = newton_schulz._gram_form
+        monkeypatch.setattr(newton_schulz, "_gram_form", lambda *a, form=form: called.append(a) or form(*a))
+        TIGHT(wide)
+        TIGHT(gaussian(63, 96).float())  # small
+        TIGHT(gaussian(64, 96))  # precise
+        assert bool(called) == gram
+        assert len(called) <= 1
+        monkeypatch.setattr(newton_schulz, "_gram_form", form)
 
 
 def test_mixed_is_bfloat16_only_where_it_pays(monkeypatch):
@@ -210,7 +253,7 @@ def test_newton_schulz_refuses_nonsense():
         with pytest.raises(ValueError, match="one \\(a, b, c\\) a step"):
             NewtonSchulz(bad)
     with pytest.raises(ValueError, match="takes steps of degree 5"):
-        NewtonSchulz(TIGHT.schedule, gram=True)
+        NewtonSchulz(2 * TIGHT.schedule, gram=True)
     with pytest.raises(ValueError, match="diverges in bfloat16"):
         PolarExpress(dtype=torch.bfloat16, gram=True)
     for dtype in (torch.bfloat16, torch.float16):

@@ -25,8 +25,10 @@ RESULTS, PICTURE = "results.json", "speed.png"
 @click.option("--threads", type=int, default=1, show_default=True, help="Threads of torch.")
 @click.option("--seconds", type=float, default=12.0, show_default=True, help="For each width, about.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--only", default="", help="Words in the names of optimizers, separated by commas; torch Muon always runs.")
+@click.option("--tokens", type=int, default=0, help="Also the share of a training step with batches of so many tokens.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/speed"), show_default=True, help="Folder.")
-def speed(width: str, depth: int, threads: int, seconds: float, device: str, out: Path) -> None:
+def speed(width: str, depth: int, threads: int, seconds: float, device: str, only: str, tokens: int, out: Path) -> None:
     """Time optimizer steps beside torch's Muon and AdamW, in turn in one process, and beside their matrix products."""
     try:
         widths = [int(each) for each in width.split(",")]
@@ -41,9 +43,21 @@ def speed(width: str, depth: int, threads: int, seconds: float, device: str, out
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 110
-    timings = [timing for each in widths for timing in lab.time_steps(each, depth, where, seconds)]
+    rates = lab.machine_rates(where)
+    words = [word.strip() for word in only.split(",") if word.strip()]
+    timings = [timing for each in widths for timing in lab.time_steps(each, depth, where, seconds, words)]
+    entrywise = [] if words else [t for each in widths for t in lab.time_entrywise(each, depth, where, seconds / 3)]
     accuracies = [accuracy for each in widths if each <= 1024 for accuracy in lab.accuracies(each, where)]
-    console.print(lab.speed_table(timings))
+    console.print(f"this machine: {rates.gflops:.0f} GFLOP/s in large products, {rates.gbytes:.1f} GB/s in copies")
+    console.print(lab.speed_table(timings, rates))
+    if entrywise:
+        console.print(lab.speed_table(entrywise, rates, "torch AdamW, fused"))
+    shares = {
+        each: lab.training_share(each, depth, where, tokens, next(t for t in timings if t.width == each).milliseconds[1])
+        for each in (widths if tokens else ())
+    }
+    for each, share in shares.items():
+        console.print(f"width {each}: {100 * share:.2f} % of a training step with {tokens} tokens")
     console.print(lab.accuracy_table(accuracies))
     facts = {
         "normgeo": ng.__version__,
@@ -52,7 +66,10 @@ def speed(width: str, depth: int, threads: int, seconds: float, device: str, out
         "device": device,
         "threads": threads,
         "depth": depth,
+        "rates": asdict(rates),
         "timings": [asdict(timing) for timing in timings],
+        "entrywise": [asdict(timing) for timing in entrywise],
+        "training_share": shares,
         "accuracies": [asdict(accuracy) for accuracy in accuracies],
     }
     out.mkdir(parents=True, exist_ok=True)

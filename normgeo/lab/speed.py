@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import statistics
 import time
@@ -16,13 +17,13 @@ from torch.nn import Parameter
 
 import normgeo as ng
 from normgeo.lab.errors import UserError
-from normgeo.linalg import FAST, TIGHT, NewtonSchulz, PolarExpress
+from normgeo.linalg import FAST, TIGHT, NewtonSchulz, PolarExpress, in_dtype
 from normgeo.linalg.coefficients import KELLER
 
-__all__ = ["Accuracy", "Timing", "accuracies", "time_steps"]
+__all__ = ["Accuracy", "Rates", "Timing", "accuracies", "machine_rates", "time_entrywise", "time_steps", "training_share"]
 
 Iteration = NewtonSchulz | PolarExpress
-REFERENCE = "torch Muon"
+REFERENCE, ADAMW = "torch Muon", "torch AdamW, fused"
 POLARS: dict[str, Iteration] = {
     "normgeo tight": TIGHT,
     "normgeo fast": FAST,
@@ -52,6 +53,16 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class Rates:
+    """What the machine does with nothing else in the way, measured now."""
+
+    gflops: float
+    """of products of large square matrices in the work dtype of `TIGHT`, 1e9 a second"""
+    gbytes: float
+    """read and written by a copy of 128 MB, 1e9 a second"""
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """The singular values of a polar factor P of float32 matrices G, for those of G/‖G‖_F in [1e-3, 1]."""
 
@@ -63,11 +74,79 @@ class Accuracy:
     """the least ⟨G, P⟩/‖G‖* of the spectra tried"""
 
 
-def time_steps(width: int, depth: int, device: torch.device, seconds: float = SECONDS_PER_WIDTH) -> list[Timing]:
-    """Steps of all optimizers in turn, in one process, on copies of the same matrices and gradients."""
-    shapes = [tuple(p.shape) for p in _matrices(_gpt(width, depth, device))]
+def time_steps(
+    width: int, depth: int, device: torch.device, seconds: float = SECONDS_PER_WIDTH, only: Sequence[str] = ()
+) -> list[Timing]:
+    """Steps of all optimizers in turn, in one process, on copies of the same matrices and gradients. only: those with one of
+    these words in their names, and torch Muon."""
+    model = _gpt(width, depth, device)
+    shapes = [tuple(p.shape) for p in _matrices(model)]
+    steps = {
+        name: make()
+        for name, make in _contenders(model).items()
+        if not only or name == REFERENCE or any(word in name for word in only)
+    }
+    return _in_turn(steps, REFERENCE, shapes, width, device, seconds)
+
+
+def time_entrywise(width: int, depth: int, device: torch.device, seconds: float = SECONDS_PER_WIDTH) -> list[Timing]:
+    """The same matrices in norms that need no products, rows and signs, beside torch's fused AdamW."""
+    model = _gpt(width, depth, device)
+    shapes = [tuple(p.shape) for p in _matrices(model)]
+
+    def ours(norm: ng.norms.Norm, **options: Any) -> Step:
+        params = _fresh(model)
+        leaves = [
+            (ng.geometry.Leaf(f"{i}", f"{i}", tuple(p.shape), "linear", norm),) for i, p in enumerate(params)
+        ]
+        rule = ng.rules.Momentum(0.95, nesterov=True)
+        return ng.optim.Optimizer([{"params": params, "leaves": leaves}], rule=rule, decay=0.1, **options).step
+
+    steps: dict[str, Step] = {
+        "normgeo rows": ours(ng.norms.L1ToRMS()),
+        "normgeo signs": ours(ng.norms.L1ToLinf()),
+        "normgeo signs, compiled": ours(ng.norms.L1ToLinf(), compile=True),
+        ADAMW: torch.optim.AdamW(_fresh(model), fused=True).step,
+    }
+    return _in_turn(steps, ADAMW, shapes, width, device, seconds)
+
+
+def machine_rates(device: torch.device) -> Rates:
+    """Medians of a few runs; on CPU with the threads that torch has."""
+    side = 512 if device.type == "cpu" else 8192
+    x = torch.randn(side, side, device=device)
+    x = x.to(TIGHT.work(x))
+    one, other = (torch.ones(2**24, device=device) for _ in range(2))  # 64 MB each, more than caches hold
+    product, copied = (
+        statistics.median(_seconds(run, device) for _ in range(9))
+        for run in (lambda: torch.mm(x, x), lambda: one.copy_(other))
+    )
+    return Rates(2 * side**3 / product / 1e9, 2 * one.nbytes / copied / 1e9)
+
+
+def training_share(width: int, depth: int, device: torch.device, tokens: int, milliseconds: float) -> float:
+    """What share of a training step with batches of so many tokens an optimizer step of that length is: forward and
+    backward are timed on 1024 tokens, of which the batch accumulates as many as it needs."""
+    model = _gpt(width, depth, device)
+    ids = torch.randint(65, (16, 65), device=device)
+
+    def train() -> None:
+        torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
+
+    train()
+    seconds = statistics.median(_seconds(train, device) for _ in range(5)) * tokens / 1024
+    return milliseconds / (1e3 * seconds + milliseconds)
+
+
+def _in_turn(
+    steps: Mapping[str, Step],
+    reference: str,
+    shapes: Sequence[tuple[int, ...]],
+    width: int,
+    device: torch.device,
+    seconds: float,
+) -> list[Timing]:
     entries = sum(m * n for m, n in shapes)
-    steps = _contenders(width, depth, device)
     for step in steps.values():  # state is made, and packages compile, in the first steps
         step()
         step()
@@ -80,10 +159,10 @@ def time_steps(width: int, depth: int, device: torch.device, seconds: float = SE
     for name in steps:
         times = [each[name] for each in rounds]
         polar = POLARS.get(name.removeprefix("floor of "))
-        flops = None if polar is None else sum(_flops(polar, *shape) for shape in shapes)
+        flops = None if polar is None else sum(_flops(polar, m, n) for m, n in shapes)
         median = statistics.median(times)
         moved = entries * (28 if "AdamW" in name else 20)  # float32: weights, gradients, one or two moments
-        ratio = _quartiles([each[name] / each[REFERENCE] for each in rounds])
+        ratio = _quartiles([each[name] / each[reference] for each in rounds])
         gflops = None if flops is None else flops / median / 1e6
         out.append(Timing(name, width, len(shapes), _quartiles(times), ratio, gflops, moved / median / 1e6))
     return out
@@ -104,7 +183,7 @@ def accuracies(width: int, device: torch.device, seed: int = 0) -> list[Accuracy
         spike,
     )
     out = []
-    for name, polar in POLARS.items():
+    for name, polar in {**POLARS, **_policies(device)}.items():
         least, largest, descent = torch.inf, 0.0, torch.inf
         for s in spectra:
             g = (u * s) @ v
@@ -116,32 +195,40 @@ def accuracies(width: int, device: torch.device, seed: int = 0) -> list[Accuracy
     return out
 
 
-def _contenders(width: int, depth: int, device: torch.device) -> dict[str, Step]:
+def _policies(device: torch.device) -> dict[str, Iteration]:
+    """`precision` as a dtype."""
+    dtypes = (torch.bfloat16, torch.float32) if device.type == "cpu" else (torch.bfloat16, torch.float16, torch.float32)
+    return {f"precision={dtype}": in_dtype(dtype) for dtype in dtypes}
+
+
+def _contenders(model: torch.nn.Module) -> dict[str, Callable[[], Step]]:
     def fresh() -> list[Parameter]:
-        return _matrices(_gpt(width, depth, device))
+        return _fresh(model)
 
     def ours(precision: Any) -> Step:
-        model = _gpt(width, depth, device)
-        plan = ng.compile(model)
+        twin = copy.deepcopy(model)
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            q.grad = None if p.grad is None else p.grad.clone()
+        plan = ng.compile(twin)
         names = [leaf.parameter for leaf in plan.leaves if leaf.role == "linear"]
         rule = ng.rules.Momentum(0.95, nesterov=True)
-        return plan.optimizer(plan.groups(only=names, model=model), precision=precision, rule=rule, decay=0.1).step
+        return plan.optimizer(plan.groups(only=names, model=twin), precision=precision, rule=rule, decay=0.1).step
 
-    steps: dict[str, Step] = {
-        "normgeo tight": ours("tight"),
-        "normgeo fast": ours("fast"),
-        REFERENCE: torch.optim.Muon(fresh(), lr=1e-3).step,
-        "torch AdamW, foreach": torch.optim.AdamW(fresh(), foreach=True).step,
-        "torch AdamW, fused": torch.optim.AdamW(fresh(), fused=True).step,
+    steps: dict[str, Callable[[], Step]] = {
+        "normgeo tight": lambda: ours("tight"),
+        "normgeo fast": lambda: ours("fast"),
+        REFERENCE: lambda: torch.optim.Muon(fresh(), lr=1e-3).step,
+        "torch AdamW, foreach": lambda: torch.optim.AdamW(fresh(), foreach=True).step,
+        ADAMW: lambda: torch.optim.AdamW(fresh(), fused=True).step,
     }
     for package, name in OTHERS.items():
         try:
             found = getattr(importlib.import_module(package), name)
         except (ImportError, AttributeError):
             continue
-        steps[f"{package} {name}"] = found(fresh(), lr=1e-3).step
+        steps[f"{package} {name}"] = lambda found=found: found(fresh(), lr=1e-3).step  # type: ignore[misc]
     for name in ("normgeo tight", "normgeo fast"):
-        steps[f"floor of {name}"] = _floor(fresh(), POLARS[name])
+        steps[f"floor of {name}"] = lambda name=name: _floor(_matrices(model), POLARS[name])  # type: ignore[misc]
     return steps
 
 
@@ -157,6 +244,14 @@ def _gpt(width: int, depth: int, device: torch.device) -> torch.nn.Module:
     ids = torch.randint(65, (16, 65), device=device)
     torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
     return model
+
+
+def _fresh(model: torch.nn.Module) -> list[Parameter]:
+    """Copies of its matrices, with gradients."""
+    out = [Parameter(p.detach().clone()) for p in _matrices(model)]
+    for p, q in zip(_matrices(model), out, strict=True):
+        q.grad = None if p.grad is None else p.grad.clone()
+    return out
 
 
 def _matrices(model: torch.nn.Module) -> list[Parameter]:

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from normgeo.lab.speed import Accuracy, Timing, by_width
+from normgeo.lab.speed import Accuracy, Rates, Timing, by_width
 
 __all__ = ["accuracy_table", "plot_speed", "speed_table"]
 
 
-def speed_table(timings: Sequence[Timing]) -> Table:
-    """A line per optimizer and width; [first and third quartile] beside each median."""
-    table = Table(title="one step on the hidden matrices of a GPT: median and quartiles, ratios to torch Muon")
+def speed_table(timings: Sequence[Timing], rates: Rates | None = None, reference: str = "torch Muon") -> Table:
+    """A line per optimizer and width; [first and third quartile] beside each median, and what part of the machine's rates
+    the arithmetic, and the bytes that cannot be avoided, come to."""
+    table = Table(title=f"one step on the hidden matrices of a GPT: median and quartiles, ratios to {reference}")
     table.add_column("width")
     table.add_column("optimizer", no_wrap=True)
     for column in ("ms", "ratio", "GFLOP/s", "GB/s"):
@@ -27,10 +28,14 @@ def speed_table(timings: Sequence[Timing]) -> Table:
             timing.name,
             f"{median:.2f} [{low:.2f}, {high:.2f}]",
             f"{ratio:.2f} [{below:.2f}, {above:.2f}]",
-            "" if timing.gflops is None else f"{timing.gflops:.0f}",
-            f"{timing.gbytes:.1f}",
+            "" if timing.gflops is None else f"{timing.gflops:.0f}{_part(timing.gflops, rates and rates.gflops)}",
+            f"{timing.gbytes:.1f}{_part(timing.gbytes, rates and rates.gbytes)}",
         )
     return table
+
+
+def _part(rate: float, of: float | None) -> str:
+    return "" if of is None else f" ({100 * rate / of:.0f} %)"
 
 
 def accuracy_table(accuracies: Sequence[Accuracy]) -> Table:

@@ -3,7 +3,7 @@
 from normgeo.linalg import coefficients
 from normgeo.linalg.clip import SHARP, clip, leading
 from normgeo.linalg.decompose import eigh, svd, svdvals
-from normgeo.linalg.newton_schulz import FAST, SMALLEST_MIXED, TIGHT, NewtonSchulz, PolarExpress
+from normgeo.linalg.newton_schulz import FAST, SMALLEST_MIXED, TIGHT, NewtonSchulz, PolarExpress, in_dtype
 from normgeo.linalg.polar import SVD, Polar
 from normgeo.linalg.power import ascent, steepest_gain
 from normgeo.linalg.randomized import RandomizedSVD
@@ -24,6 +24,7 @@ __all__ = [
     "coefficients",
     "eigh",
     "exponent",
+    "in_dtype",
     "l2",
     "leading",
     "shift",

@@ -1,6 +1,8 @@
 """X ← a X + b (XXᵀ)X + c (XXᵀ)²X, from X = G/‖G‖_F: each singular value x moves to a x + b x³ + c x⁵, U and V stay."""
 
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Literal
@@ -11,8 +13,9 @@ from torch import Tensor
 from normgeo.linalg.coefficients import Schedule, about_one, evaluate, polar_express
 from normgeo.linalg.hardware import multiplies_bfloat16_fast
 from normgeo.linalg.polar import Polar
+from normgeo.linalg.symmetric import gram, quadratic
 
-__all__ = ["FAST", "SMALLEST_MIXED", "TIGHT", "NewtonSchulz", "PolarExpress"]
+__all__ = ["FAST", "SMALLEST_MIXED", "TIGHT", "NewtonSchulz", "PolarExpress", "in_dtype"]
 
 Work = torch.dtype | Literal["mixed"] | None
 
@@ -58,9 +61,9 @@ class NewtonSchulz(Polar):
                 "NewtonSchulz needs one (a, b, c) a step, such as schedule=5 * ((3.4445, -4.775, 2.0315),), or five "
                 f"coefficients; got {self.schedule}"
             )
-        if self.gram and any(len(step) == 5 for step in self.schedule):
-            raise ValueError("the Gram form takes steps of degree 5; write gram=False")
-        if self.gram and self.dtype in (torch.bfloat16, "mixed"):
+        if self.gram and any(len(step) == 5 for step in self.schedule[:-1]):
+            raise ValueError("the Gram form takes steps of degree 5 and at most a last one of degree 9; write gram=False")
+        if self.gram and self.dtype == torch.bfloat16:
             raise ValueError("the Gram form diverges in bfloat16; write dtype=torch.float16 or gram=False")
         # Rounding may leave ‖X‖ at 1 + eps/2, and from there a polynomial without margin goes to infinity in a few steps.
         coarsest = torch.bfloat16 if self.dtype == "mixed" else self.dtype or torch.float32
@@ -75,11 +78,18 @@ class NewtonSchulz(Polar):
     def __call__(self, g: Tensor) -> Tensor:
         *batch, m, n = g.shape
         x = _unit(g).reshape(-1, m, n)
-        if self.gram and 2 * max(m, n) >= 3 * min(m, n):
-            x = _gram_form(x.to(self.work(x)), self.schedule, x.dtype)
+        work, dtype = self.work(x), x.dtype
+        if self.gram and 2 * max(m, n) >= 3 * min(m, n) and self._gram_serves(x, work):
+            ends = len(self.schedule[-1]) == 5
+            x = _gram_form(x.to(work), self.schedule[:-1] if ends else self.schedule)
+            x = _plain_form(x, self._forms[-1:], dtype) if ends else x.to(dtype)
         else:
-            x = _plain_form(x.to(self.work(x)), self._forms, x.dtype)
+            x = _plain_form(x.to(work), self._forms, dtype)
         return x.reshape(*batch, m, n).to(g.dtype)
+
+    def _gram_serves(self, x: Tensor, work: torch.dtype) -> bool:
+        """For "mixed": where products stay in float32, and are not so small that their number counts."""
+        return self.dtype != "mixed" or (work == torch.float32 and min(x.shape[-2:]) >= SMALLEST_MIXED)
 
     @cached_property
     def _forms(self) -> Schedule:
@@ -111,7 +121,8 @@ class PolarExpress(Polar):
     `gram=True`, wherever n ≥ 1.5 m, runs the iteration on R = XXᵀ and collects Q, the product of its polynomials; X ← Q X
     after steps 2, 5, 8, ... and at the end. That is .72 of the flops at n = 4 m and 6 steps. Meant for float32 and float16
     on CUDA. Largest error against the SVD's U p(Σ) Vᵀ on CPU, 6 steps, from Gaussian spectra to logarithmic ones down to
-    1e-10: 1e-4 in float32, .25 in float16, both as without it; overshoot 1e-6 and 3e-3. bfloat16 is refused.
+    1e-10: 1e-4 in float32, .25 in float16, both as without it; overshoot 1e-6 and 3e-3. bfloat16 is refused. A last step of degree
+    9 is taken on X itself. With "mixed": only where products stay in float32, for sides of 64 at least.
 
     >>> x = PolarExpress()(torch.diag(torch.tensor([1.0, 0.1, 0.01])))
     >>> bool(((x.diagonal() > 0.99) & (x.diagonal() <= 1)).all())
@@ -155,8 +166,22 @@ class PolarExpress(Polar):
 # A last step of degree 9 does for one more product what takes another step of degree 5. `lower` is below the 1e-3 that is
 # promised, and `ceiling` below 1, because of what rounding to bfloat16 does at both ends: in bfloat16 the result is in
 # [.991, .9991] (tests/test_linalg.py), so it stays in the unit ball.
-TIGHT = PolarExpress((5, 5, 5, 5, 5, 9), dtype="mixed", lower=6e-4, ceiling=0.9965)
-FAST = PolarExpress((5, 5, 5, 9), dtype="mixed", lower=4e-3)
+TIGHT = PolarExpress((5, 5, 5, 5, 5, 9), dtype="mixed", gram=True, lower=6e-4, ceiling=0.9965)
+FAST = PolarExpress((5, 5, 5, 9), dtype="mixed", gram=True, lower=4e-3)
+
+
+def in_dtype(dtype: torch.dtype, params: Iterable[Tensor] = ()) -> PolarExpress:
+    """`TIGHT` with all products in `dtype`; on CPU float16, which is emulated there, becomes float32, and a line says so.
+
+    >>> in_dtype(torch.float32).dtype
+    torch.float32
+    """
+    if not dtype.is_floating_point:
+        raise ValueError(f"products of polar factors are made in a floating dtype such as torch.float32, got {dtype}")
+    if dtype == torch.float16 and any(p.device.type == "cpu" for p in params):
+        warnings.warn("CPUs emulate float16: polar factors are computed in float32", RuntimeWarning, stacklevel=3)
+        dtype = torch.float32
+    return replace(TIGHT, dtype=dtype, gram=dtype != torch.bfloat16)
 
 
 def _unit(g: Tensor) -> Tensor:
@@ -174,8 +199,8 @@ def _plain_form(x: Tensor, forms: Schedule, dtype: torch.dtype) -> Tensor:  # (b
     for step in steps:
         if len(step) == 3:
             a, b, c = step
-            r = _gram(x)
-            x = _apply(x, torch.baddbmm(r, r, r, beta=b, alpha=c), a) if c else _apply(x, r, a, b)
+            r = gram(x)
+            x = _apply(x, quadratic(r, b, c), a) if c else _apply(x, r, a, b)
         else:
             a, *q = step
             x = _apply(x, _residual(x, eye, q), a)
@@ -195,26 +220,21 @@ def _residual(x: Tensor, eye: Tensor, q: list[float]) -> Tensor:  # (b, m, n) ->
     return torch.baddbmm(low, high, s, beta=q[1], alpha=q[3])
 
 
-def _gram_form(x: Tensor, schedule: Schedule, dtype: torch.dtype) -> Tensor:  # (b, m, n) -> (b, m, n)
+def _gram_form(x: Tensor, schedule: Schedule) -> Tensor:  # (b, m, n) -> (b, m, n)
     """With P = aI + Z, Z = bR + cR²: Q ← P Q and R ← P R P, then X ← Q X; all factors commute."""
     wide = x.shape[-2] <= x.shape[-1]
     eye = torch.eye(min(x.shape[-2:]), dtype=x.dtype, device=x.device)
     for start, stop in pairwise([0, *range(FIRST_RESTART, len(schedule), BETWEEN_RESTARTS), len(schedule)]):
-        q = r = _gram(x)
+        q = r = gram(x)
         for k in range(start, stop):
             a, b, c = schedule[k]
-            z = torch.baddbmm(r, r, r, beta=b, alpha=c) if c else b * r
+            z = quadratic(r, b, c) if c else b * r
             if k + 1 < stop:
                 pr = torch.baddbmm(r, z, r, beta=a)
                 r = torch.baddbmm(pr, pr, z, beta=a)
             q = z + a * eye if k == start else torch.baddbmm(q, z, q, beta=a)
         x = torch.bmm(q, x) if wide else torch.bmm(x, q)
-    return x.to(dtype)
-
-
-def _gram(x: Tensor) -> Tensor:
-    """XXᵀ or XᵀX, whichever is smaller."""
-    return torch.bmm(x, x.mT) if x.shape[-2] <= x.shape[-1] else torch.bmm(x.mT, x)
+    return x
 
 
 def _apply(x: Tensor, p: Tensor, a: float, b: float = 1) -> Tensor:

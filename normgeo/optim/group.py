@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from normgeo.geometry import Leaf
 from normgeo.optim.closure import Grads, Line, hessian_vector_product
+from normgeo.optim.fused import Fused
 from normgeo.optim.guard import Verdict
 from normgeo.optim.passage import alive, direct, rate, write
 from normgeo.optim.place import bunches
@@ -31,12 +32,20 @@ class Group:
         leaves: Callable[[Parameter], Sequence[Leaf]],
         parts: Parts,
         store: Store,
+        fused: Fused,
         capturable: bool = False,
+        alone: bool = False,
     ) -> None:
         self.parts = parts
         trained = [p for p in params if p.requires_grad]
         entries = [(p, leaf) for p in trained for leaf in leaves(p)]
-        self.stacks = [Stack(bunch, parts, store, capturable) for bunch in bunches(entries, parts.entrywise)]
+        self.stacks = [
+            Stack(bunch, parts, store, fused, capturable) for bunch in bunches(entries, parts.entrywise, alone)
+        ]
+        self.stacks_of: dict[Parameter, list[Stack]] = {p: [] for p in trained}
+        for stack in self.stacks:
+            for p in set(stack.params):
+                self.stacks_of[p].append(stack)
         device = trained[0].device if trained else torch.device("cpu")
         numbers = {"step": torch.zeros((), dtype=torch.float32, device=device)}
         for name, start in parts.step.init_shared().items():
@@ -68,9 +77,26 @@ class Group:
         line: Callable[[Sequence[Stack], Sequence[Tensor]], Line] | None,
     ) -> None:
         """One step. `options` has the lr; `line` makes the loss along directions, if there is a closure."""
-        stacks = [stack for stack in self.stacks if any(stack.present())]
-        if not stacks:
-            return
+        if stacks := [stack for stack in self.stacks if any(stack.present())]:
+            self.move(options, verdict, stacks, loss, graph, line)
+            self._count(verdict)
+
+    def count_step(self, moved: Set[Parameter]) -> None:
+        """Count a step in which these parameters have moved one by one."""
+        if not moved.isdisjoint(self.stacks_of):
+            self.count.add_(1)
+            self.steps += 1
+
+    def move(
+        self,
+        options: dict[str, Any],
+        verdict: Verdict,
+        stacks: Sequence[Stack],
+        loss: Any = None,
+        graph: Grads | None = None,
+        line: Callable[[Sequence[Stack], Sequence[Tensor]], Line] | None = None,
+    ) -> None:
+        """What `advance` does, for some stacks and without counting."""
         step = self.parts.step
         living = [alive(stack, verdict) for stack in stacks]
         before = [None if a is None else stack.snapshot() for a, stack in zip(living, stacks, strict=True)]
@@ -97,13 +123,17 @@ class Group:
         step.follow(stats.moves, state)
         for stack, was, a in zip(stacks, before, living, strict=True):
             stack.commit(was, a)
-        self._commit(state, shared_before, verdict)
-
-    def _commit(self, state: StepState, before: dict[str, Tensor], verdict: Verdict) -> None:
-        together = verdict.finite if verdict.together else None
-        ok = None if together is None else together.all().to(self.count.device)
+        ok = self._together(verdict)
         for name, buffer in self.shared.items():
             new = state.shared[name].to(buffer)
-            buffer.copy_(new if ok is None else torch.where(ok, new, before[name]))
+            buffer.copy_(new if ok is None else torch.where(ok, new, shared_before[name]))
+
+    def _count(self, verdict: Verdict) -> None:
+        ok = self._together(verdict)
         self.count.add_(1 if ok is None else ok)
         self.steps += 1
+
+    def _together(self, verdict: Verdict) -> Tensor | None:
+        """() whether the step counts, as the device knows; None for yes."""
+        together = verdict.finite if verdict.together else None
+        return None if together is None else together.all().to(self.count.device)

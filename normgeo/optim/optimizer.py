@@ -17,8 +17,10 @@ from normgeo.geometry import Leaf
 from normgeo.optim import checkpoint
 from normgeo.optim.closure import Line, evaluate
 from normgeo.optim.direction import Direction
+from normgeo.optim.fused import Fused
 from normgeo.optim.group import Group
 from normgeo.optim.guard import Guard, Policy, Verdict
+from normgeo.optim.in_backward import Hooks, check_in_backward
 from normgeo.optim.iterate import Descent, Iterate
 from normgeo.optim.options import KINDS, OPTIONS, check_capturable, check_leaves, check_lr, check_parts, decaying
 from normgeo.optim.stack import Parts, state_key
@@ -36,6 +38,13 @@ class Optimizer(torch.optim.Optimizer):
     decay=x for constraint=Decay(x), as the optimizer itself may. With one group, lr is the largest change (RMS) of the
     network's output that a step may cause to first order, if the plan's factors are bounds; with several, the sum of
     (m_group/M)·lr_group is.
+
+    capturable: a step looks into no tensor, so that a CUDA graph can record it after a few warm-up steps; lr is a tensor on
+    the device, and schedules change it in place. Bad gradients are counted on the device and told by `skipped`.
+    compile: momentum and the writing of weights go through `torch.compile` (True, or the name of a backend), where the parts
+    are entrywise; no new lr and no new shape compiles again.
+    in_backward: each parameter moves inside backward(), as soon as its gradient is there, which is then freed; call step()
+    after it all the same. Needs nonfinite="zero"; there are no gradients left to clip or accumulate.
 
     With a part that needs "hvp" the closure returns the loss and does not call backward().
 
@@ -59,6 +68,8 @@ class Optimizer(torch.optim.Optimizer):
         decay: float | None = None,
         nonfinite: Policy = "skip",
         capturable: bool = False,
+        compile: bool | str = False,
+        in_backward: bool = False,
     ) -> None:
         if decay is not None:
             constraint = decaying(decay, constraint)
@@ -68,6 +79,8 @@ class Optimizer(torch.optim.Optimizer):
         self._evaluating = False
         self._guard = Guard(nonfinite, capturable)
         self._capturable = capturable
+        self._fused = Fused(compile)
+        self._hooks = Hooks(self) if in_backward else None
         self.parts: list[Parts] = []
         """what each parameter group is made to do"""
         self._default_parts = Parts(
@@ -102,6 +115,9 @@ class Optimizer(torch.optim.Optimizer):
         check_parts(parts)
         if self._capturable:
             check_capturable(parts)
+        if self._hooks is not None:
+            check_in_backward([parts], self._guard.policy, self._capturable)
+            self._hooks.watch(group["params"])
         for parameter, its in zip(group["params"], leaves, strict=True):
             check_leaves(parameter, its)
         group["structure"] = checkpoint.structure(parts, [leaf for its in leaves for leaf in its])
@@ -127,6 +143,7 @@ class Optimizer(torch.optim.Optimizer):
 
     # ---- one step
 
+    @torch.compiler.disable
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. `closure`, needed only by parts that ask for the loss or for Hessian-vector products, returns it."""
@@ -141,6 +158,11 @@ class Optimizer(torch.optim.Optimizer):
         groups = self._ready()
         params = self._trainable()
         loss, graph = evaluate(closure, self.parts, params, any(group.due("hvp") for group in groups))
+        if self._hooks is not None:
+            for group in groups:
+                group.count_step(self._hooks.arrived)
+            self._hooks.arrived.clear()
+            return loss
         verdict = self._examine(params, loss)
         if not verdict.step:
             return loss
@@ -151,6 +173,14 @@ class Optimizer(torch.optim.Optimizer):
             line = None if closure is None else partial(Line, closure, params, differentiates, start)
             group.advance(options, verdict, loss, graph, line)
         return loss
+
+    def _move(self, p: Parameter, first: bool) -> None:
+        """The step of one parameter, in the middle of backward()."""
+        groups = self._ready() if first or self._bound is None else self._bound
+        verdict = self._examine([p], None)
+        for options, group in zip(self.param_groups, groups, strict=True):
+            if p in group.stacks_of:
+                group.move(options, verdict, group.stacks_of[p])
 
     def _examine(self, trainable: Sequence[Parameter], loss: Any) -> Verdict:
         """Look for NaN and Inf, also in a loss that a part asked for."""
@@ -176,8 +206,11 @@ class Optimizer(torch.optim.Optimizer):
         params = [p for group in self.param_groups for p in group["params"]]
         signature = tuple((p.requires_grad, p.dtype, p.device) for p in params)
         if self._bound is None or signature != self._signature:
+            alone = self._hooks is not None
+            if self._hooks is not None:
+                self._hooks.watch(params)
             self._bound = [
-                Group(group["params"], self._leaves.__getitem__, parts, self.state, self._capturable)
+                Group(group["params"], self._leaves.__getitem__, parts, self.state, self._fused, self._capturable, alone)
                 for group, parts in zip(self.param_groups, self.parts, strict=True)
             ]
             stacks = [stack for group in self._bound for stack in group.stacks]
@@ -209,12 +242,17 @@ class Optimizer(torch.optim.Optimizer):
         checkpoint.tell_numbers(self.state, self._leaves)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_leaves", "_guard", "_capturable", "parts", "_default_parts")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+        own = ("_leaves", "_guard", "_capturable", "_fused", "parts", "_default_parts")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "_hooks": self._hooks is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._bound, self._signature, self._evaluating = None, (), False
+        if self._hooks is False:
+            self._hooks = None
+        elif self._hooks is True:
+            self._hooks = Hooks(self)
+            self._hooks.watch(p for group in self.param_groups for p in group["params"])
 
     # ---- looking
 

@@ -33,7 +33,8 @@ def direct(stack: Stack, living: Tensor | None, stats: Stats, graph: dict[Parame
     if living is not None:
         G = torch.where(living.to(G.device).reshape(stack.radius.shape), G, 0)
     G = stack.constraint.tangent(W, G, state["constraint"])
-    M = stack.rule.update(G, state["rule"])
+    rule = state["rule"]
+    M = stack.fused.update(stack.rule, G, rule) if stack.fused else stack.rule.update(G, rule)
     seen = stats
     if graph is not None:
         product = hessian_vector_product([stack], graph)
@@ -54,6 +55,13 @@ def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_upda
     if living is not None:
         moving = moving & living.to(stack.device).reshape(stack.radius.shape)
     some_stay = not (stack.looks and bool(moving.all()))
+    if stack.fused:
+        fused = stack.fused.written(
+            iterate, stack.constraint, old, move.D, radius * rate.eta, rate, moving if some_stay else None
+        )
+        stack.count_moves(fused, old)
+        stack.write(fused, stack.present())
+        return
     before = {name: x.clone() for name, x in constraint.items()} if some_stay else {}
     D, eta = (move.D, radius * rate.eta) if iterate.joint else (radius * move.D, rate.eta)
     step = iterate.write(old, D, eta, stack.state["iterate"])

@@ -66,7 +66,7 @@ def bunches(entries: Sequence[Entry], entrywise: bool, alone: bool = False) -> I
         spectral = leaf.norm.as_spectral(leaf.shape) if entrywise else None
         norm, scale = spectral or (leaf.norm, 1.0)
         shape = tuple(sorted(leaf.shape)) if spectral else leaf.shape
-        key = (norm, parameter.dtype, parameter.device, bool(spectral), parameter if alone else None, shape)
+        key = (norm, parameter.dtype, parameter.device, bool(spectral), id(parameter) if alone else None, shape)
         found.setdefault(key, []).append(((parameter, leaf), scale))
     for (norm, _, device, spectral, _, shape), these in (_padded(found) if entrywise else found).items():
         most = MOST.get(device.type, MOST_ELSEWHERE)

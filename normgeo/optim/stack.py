@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from normgeo.constraints import Constraint
 from normgeo.geometry import Leaf
 from normgeo.optim.direction import Direction, Dualize
+from normgeo.optim.fused import Fused
 from normgeo.optim.iterate import Iterate
 from normgeo.optim.place import Bunch
 from normgeo.rules import Rule
@@ -54,7 +55,7 @@ class Stack:
     state are torch's own business.
     """
 
-    def __init__(self, bunch: Bunch, parts: Parts, store: Store, capturable: bool = False) -> None:
+    def __init__(self, bunch: Bunch, parts: Parts, store: Store, fused: Fused, capturable: bool = False) -> None:
         self.params = [parameter for parameter, _ in bunch.entries]
         self.leaves = [leaf for _, leaf in bunch.entries]
         self.norm, self.shape, self.places = bunch.norm, bunch.shape, bunch.places
@@ -63,7 +64,7 @@ class Stack:
         self.direction = (parts.direction or Dualize(self.norm)).bind(self.norm)
         self._plain = all(leaf.view is None for leaf in self.leaves)
         self._filled = all(place.shape == self.shape and not place.turned for place in self.places)
-        self._shares = parts.entrywise
+        self.fused = fused if parts.entrywise else None
         first = self.params[0]
         self.dtype = torch.float32 if first.dtype in (torch.bfloat16, torch.float16) else first.dtype
         self.device = first.device
@@ -83,7 +84,7 @@ class Stack:
 
     def borrow(self) -> tuple[Tensor, Tensor]:
         """Gradients and weights, as the parameters themselves where that serves: to be looked at and not written to."""
-        if self._shares and self._plain and self._filled and len(self) == 1:
+        if self.fused and self._plain and self._filled and len(self) == 1:
             p = self.params[0]
             return _grad(p).unsqueeze(0).to(self.dtype), p.detach().unsqueeze(0).to(self.dtype)
         return self.grads(), self.weights()

@@ -20,7 +20,7 @@ from torch.nn import Parameter
 
 from normgeo.geometry import Factor, Graph, Input, Leaf, Node, Sharpness, measure, sharpness, unwrapped
 from normgeo.geometry.factor import Known
-from normgeo.linalg import FAST, SVD, TIGHT, Polar
+from normgeo.linalg import FAST, SVD, TIGHT, Polar, in_dtype
 from normgeo.norms import with_polar
 from normgeo.optim import Direction, Filter, Optimizer
 from normgeo.plan.names import aliases, named_parameters, some
@@ -118,7 +118,7 @@ class Plan:
         self,
         model: nn.Module | Sequence[dict[str, Any]],
         *,
-        precision: Precision | Polar = ...,
+        precision: Precision | torch.dtype | Polar = ...,
         dry_run: Literal[False] = False,
         **options: Any,
     ) -> Optimizer: ...
@@ -128,7 +128,7 @@ class Plan:
         self,
         model: nn.Module | Sequence[dict[str, Any]],
         *,
-        precision: Precision | Polar = ...,
+        precision: Precision | torch.dtype | Polar = ...,
         dry_run: Literal[True],
         **options: Any,
     ) -> list[tuple[str, str]]: ...
@@ -137,7 +137,7 @@ class Plan:
         self,
         model: nn.Module | Sequence[dict[str, Any]],
         *,
-        precision: Precision | Polar = "tight",
+        precision: Precision | torch.dtype | Polar = "tight",
         dry_run: bool = False,
         **options: Any,
     ) -> Optimizer | list[tuple[str, str]]:
@@ -145,15 +145,18 @@ class Plan:
 
         precision: how polar factors are computed; both named ones multiply in bfloat16 where the device does that faster.
         "tight": singular values of G/‖G‖_F in [1e-3, 1] land in [.99, 1], never above the unit ball. "fast", two thirds of
-        the work: those in [4e-3, 1] in [.92, 1.02], smaller ones fall short. "exact": SVD. Or any `normgeo.linalg.Polar`.
+        the work: those in [4e-3, 1] in [.92, 1.02], smaller ones fall short. "exact": SVD. A torch.dtype: "tight" with all products in
+        it, in the Gram form where matrices are long enough (never in bfloat16). Or any `normgeo.linalg.Polar`.
         constraint: one for all leaves, or by pattern with "*" for the rest, {"head": Free(), "*": Ball(2.0)}; each pattern
         becomes a parameter group.
         dry_run=True returns, in place of the optimizer, the leaves that it would not move and why.
         """
         polar = PRECISIONS.get(precision) if isinstance(precision, str) else precision
+        if isinstance(precision, torch.dtype):
+            polar = in_dtype(precision, model.parameters() if isinstance(model, nn.Module) else ())
         if not isinstance(polar, Polar):
             raise ValueError(
-                f"precision must be one of {sorted(PRECISIONS)} or a normgeo.linalg.Polar, got {precision!r}"
+                f"precision must be one of {sorted(PRECISIONS)}, a torch.dtype or a normgeo.linalg.Polar, got {precision!r}"
             )
         if unknown := sorted(set(options) - set(inspect.signature(Optimizer).parameters)):
             known = [name for name in inspect.signature(Optimizer).parameters if name != "params"]

@@ -3,6 +3,7 @@
 from normgeo.rules.base import Rule
 from normgeo.rules.lags import AdamLags, LagCurve, best_momentum, saturating_lr
 from normgeo.rules.momentum import HeavyBall, Momentum, Plain
+from normgeo.rules.stored import Stored
 from normgeo.rules.tuned import TunedMomentum
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Momentum",
     "Plain",
     "Rule",
+    "Stored",
     "TunedMomentum",
     "best_momentum",
     "saturating_lr",

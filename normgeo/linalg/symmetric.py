@@ -1,0 +1,91 @@
+"""Products that are symmetric by nature, X Xᵀ and b·R + c·R²: on CUDA by a kernel that computes half of the tiles, where that
+has been measured to be faster than the library."""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["gram", "quadratic"]
+
+# Below this side the library won wherever it was measured (.7 of its time at 1024 on an H100), so nobody is asked.
+SMALLEST = 2048
+ROUNDS = 5
+
+
+def gram(x: Tensor) -> Tensor:  # (b, m, n) -> (b, k, k)
+    """XXᵀ or XᵀX, whichever is smaller."""
+    x = x if x.shape[-2] <= x.shape[-1] else x.mT
+    return _fastest(x, None, 0.0, 1.0)
+
+
+def quadratic(r: Tensor, b: float, c: float) -> Tensor:  # (b, k, k) -> (b, k, k)
+    """b·R + c·R² for a symmetric R."""
+    return _fastest(r, r, b, c)
+
+
+def _fastest(x: Tensor, r: Tensor | None, b: float, c: float) -> Tensor:
+    large = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and x.shape[-2] >= SMALLEST
+    if large and _kernel_pays(x, r is not None):
+        from normgeo.linalg.syrk import symmetric
+
+        return symmetric(x, r, b, c)
+    return _library(x, r, b, c)
+
+
+def _library(x: Tensor, r: Tensor | None, b: float, c: float) -> Tensor:
+    return torch.bmm(x, x.mT) if r is None else torch.baddbmm(r, x, x, beta=b, alpha=c)
+
+
+_pays: dict[tuple[object, ...], bool] = {}
+
+
+def _kernel_pays(x: Tensor, adds: bool) -> bool:
+    """Measured once for each shape, dtype and device, outside of graphs; no while somebody traces or records."""
+    key = (x.shape[-2:], x.dtype, x.device, adds)
+    if key not in _pays:
+        if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+            return False
+        _pays[key] = _measure(x, adds)
+    return _pays[key]
+
+
+def _measure(x: Tensor, adds: bool) -> bool:
+    if importlib.util.find_spec("triton") is None:
+        _say_once("triton is not installed; symmetric products take the library's kernels: pip install 'normgeo[gpu]'")
+        return False
+    from normgeo.linalg.syrk import symmetric
+
+    r = torch.zeros(*x.shape[:-1], x.shape[-2], dtype=x.dtype, device=x.device) if adds else None
+    try:
+        return _time(lambda: symmetric(x, r, 1.0, 1.0)) < _time(lambda: _library(x, r, 1.0, 1.0))
+    except Exception as error:  # of the compiler, the driver or this chip: all the same to the caller
+        _say_once(f"the symmetric kernel does not run here ({type(error).__name__}: {error}); taking the library's")
+        return False
+
+
+def _time(run: Callable[[], object]) -> float:
+    run()
+    times = []
+    for _ in range(ROUNDS):
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop))
+    return statistics.median(times)
+
+
+def _say_once(line: str) -> None:
+    if line not in _said:
+        _said.add(line)
+        warnings.warn(line.splitlines()[0], RuntimeWarning, stacklevel=2)
+
+
+_said: set[str] = set()

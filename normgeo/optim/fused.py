@@ -1,0 +1,74 @@
+"""Momentum, and the way from a direction to the weights, in one pass over memory each: for parts that are entrywise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normgeo.constraints import Constraint, Rate
+from normgeo.optim.iterate import Iterate
+from normgeo.rules import Rule
+from normgeo.rules.base import State
+
+__all__ = ["Fused"]
+
+
+class Fused:
+    """The two functions, compiled with `torch.compile` if asked for: True for its default backend, or the name of one.
+
+    Leaves come in as (n, k), whatever their shape, with sizes left open, and lr as a tensor: so a new shape or lr compiles
+    nothing. What does is a stack of one leaf beside stacks of more, leaves of one entry, tables (n, rows, columns) whose
+    rows age, and other parts or dtypes.
+    """
+
+    def __init__(self, compile: bool | str = False) -> None:
+        self.compile = compile
+        self.smooth: Callable[..., Tensor] = _smooth
+        self.write: Callable[..., Tensor] = _write
+        if compile:
+            options: dict[str, Any] = {} if compile is True else {"backend": compile}
+            self.smooth = torch.compile(_own(_smooth), dynamic=True, **options)
+            self.write = torch.compile(_own(_write), dynamic=True, **options)
+
+    def update(self, rule: Rule, G: Tensor, state: State) -> Tensor:  # (n, *shape) -> (n, *shape)
+        """`rule.update`."""
+        if "age" in state:
+            return self.smooth(rule, G, state)
+        views = {name: x.reshape(len(x), -1) for name, x in state.items()}
+        flat = dict(views)
+        M = self.smooth(rule, G.reshape(len(G), -1), flat).reshape(G.shape)
+        state.update({name: x.reshape(state[name].shape) for name, x in flat.items() if x is not views[name]})
+        return M
+
+    def written(
+        self, iterate: Iterate, constraint: Constraint, W: Tensor, D: Tensor, eta: Tensor, rate: Rate, moving: Tensor | None
+    ) -> Tensor:  # (n, *shape) -> (n, *shape)
+        """`constraint.retract` of what `iterate.write` makes of W, where `moving`; `eta` and `moving` are (n, 1, ..., 1)."""
+        n = len(W)
+        radius = rate.radius.reshape(n, 1) if isinstance(rate.radius, Tensor) else rate.radius
+        flags = None if moving is None else moving.reshape(-1, 1)
+        flat = W.reshape(n, -1), D.reshape(n, -1), eta.reshape(-1, 1)
+        return self.write(iterate, constraint, *flat, rate._replace(radius=radius), flags).reshape(W.shape)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Fused, (self.compile,)
+
+
+def _own(function: FunctionType) -> Callable[..., Tensor]:
+    """A copy with code of its own: torch counts recompilations by code, over all optimizers of the program."""
+    return FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+
+
+def _smooth(rule: Rule, G: Tensor, state: State) -> Tensor:
+    return rule.update(G, state)
+
+
+def _write(
+    iterate: Iterate, constraint: Constraint, W: Tensor, D: Tensor, eta: Tensor, rate: Rate, moving: Tensor | None
+) -> Tensor:
+    new = constraint.retract(iterate.write(W, D, eta, {}), W, rate, {})
+    return new if moving is None else torch.where(moving, new, W)

@@ -1,0 +1,329 @@
+"""Every way to run a step moves the weights as a plain loop over the parameters does."""
+
+import re
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import normgeo as ng
+from normgeo.linalg import SVD, TIGHT
+from normgeo.norms import with_polar
+from normgeo.optim import place
+from normgeo.rules import HeavyBall, Momentum, Plain, Stored
+
+BETA, DECAY, LR = 0.9, 0.1, 0.05
+
+
+class Net(torch.nn.Module):
+    """Wide, tall, square and ragged matrices, gains, biases and a table, of which some rows are never seen."""
+
+    def __init__(self):
+        super().__init__()
+        sizes = (6, 9, 4, 6, 3)
+        self.table = torch.nn.Embedding(7, 6)
+        self.maps = torch.nn.ModuleList(torch.nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))  # noqa: B905
+        self.norms = torch.nn.ModuleList(torch.nn.LayerNorm(b) for b in sizes[1:-1])
+
+    def forward(self, ids):
+        x = self.table(ids)
+        for layer, norm in zip(self.maps[:-1], self.norms, strict=True):
+            x = torch.tanh(norm(layer(x)))
+        return self.maps[-1](x)
+
+
+def net(dtype=torch.float64):
+    torch.manual_seed(0)
+    return Net().to(dtype)
+
+
+def backward(model, step):
+    generator = torch.Generator().manual_seed(step)
+    ids, wanted = (torch.randint(n, (5,), generator=generator) for n in (6, 3))
+    model.zero_grad()
+    loss = torch.nn.functional.cross_entropy(model(ids), wanted)
+    loss.backward()
+
+
+def plan_of(model):
+    return ng.compile(model, example_inputs=(torch.arange(5),))
+
+
+def reference(polar, steps, dtype=torch.float64):
+    """No stacks, no state buffers, one parameter after the other."""
+    model = net(dtype)
+    plan = plan_of(model)
+    momenta = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    leaves = {leaf.parameter: leaf for leaf in plan.leaves}
+    age = torch.full((7,), torch.inf)
+    for step in range(steps):
+        backward(model, step)
+        for name, p in model.named_parameters():
+            m = momenta[name].lerp_(p.grad, 1 - BETA)
+            if name == "table.weight":  # rows without a gradient for 1/(1-β) steps are forgotten
+                age = torch.where(p.grad.any(1), 0, age + 1)
+                m[age >= 10] = 0
+            d = with_polar(leaves[name].norm, polar).dualize(torch.lerp(p.grad, m, BETA))
+            with torch.no_grad():
+                p.copy_(p - LR * leaves[name].radius * d - LR * DECAY * p)
+    return model
+
+
+def run(steps, precision, dtype=torch.float64, **options):
+    model = net(dtype)
+    rule = options.pop("rule", Momentum(BETA, nesterov=True))
+    opt = plan_of(model).optimizer(model, lr=LR, rule=rule, decay=DECAY, precision=precision, **options)
+    for step in range(steps):
+        backward(model, step)
+        opt.step()
+    return model, opt
+
+
+def difference(one, other):
+    both = zip(one.parameters(), other.parameters(), strict=True)
+    return max(float((p - q).detach().abs().max()) for p, q in both)
+
+
+PATHS = {
+    "plain": {},
+    "capturable": {"capturable": True},
+    "compiled and capturable": {"compile": "aot_eager", "capturable": True},
+    "in backward": {"in_backward": True, "nonfinite": "zero"},
+    "one leaf a stack": {"most": 1},
+    "chunks": {"most": 100},
+    "nothing padded": {"stack": -1},
+}
+
+
+@pytest.fixture(scope="module")
+def plain_loop():
+    return {polar: reference(polar, 200) for polar in (SVD(), TIGHT)}
+
+
+@pytest.mark.parametrize(("path", "polar"), [*((path, TIGHT) for path in PATHS), ("plain", SVD())], ids=str)
+def test_two_hundred_steps_end_where_a_plain_loop_ends(path, polar, plain_loop, monkeypatch):
+    """In float64, after which weights have moved by more than .1: to 1e-9."""
+    options = dict(PATHS[path])
+    monkeypatch.setitem(place.MOST, "cpu", options.pop("most", place.MOST["cpu"]))
+    monkeypatch.setitem(place.STACK, "cpu", options.pop("stack", place.STACK["cpu"]))
+    model, _ = run(200, polar, **options)
+    assert difference(model, net()) > 0.1
+    assert difference(model, plain_loop[polar]) <= 1e-9
+
+
+def test_state_in_bfloat16_takes_half_the_memory_and_turns_directions_little():
+    """Momentum M of 300 Gaussian gradients with a mean: |M' - M| ≤ .5 % of |M|."""
+    torch.manual_seed(0)
+    exact, stored = Momentum(0.95, nesterov=True), Stored(Momentum(0.95, nesterov=True))
+    W = torch.zeros(1, 64, 64)
+    one, other = exact.init(W), stored.init(W)
+    for _ in range(300):
+        G = torch.randn_like(W) + 0.3
+        M, seen = exact.update(G, one), stored.update(G, other)
+    assert float((M - seen).norm() / M.norm()) <= 5e-3
+    assert sum(x.nbytes for x in other.values()) * 2 == sum(x.nbytes for x in one.values())
+    with pytest.raises(ValueError, match="forgets too slowly"):
+        Stored(Momentum(0.999))
+
+
+@pytest.mark.parametrize("rule", [Stored(Momentum(BETA, nesterov=True)), Plain(), HeavyBall(BETA)], ids=str)
+@pytest.mark.parametrize("path", ["compiled and capturable", "in backward"])
+def test_other_rules_take_the_same_paths(path, rule):
+    """In float32, twenty steps: weights differ by the rounding of stacks of other sizes."""
+    plain, _ = run(20, TIGHT, torch.float32, rule=rule)
+    model, opt = run(20, TIGHT, torch.float32, rule=rule, **PATHS[path])
+    assert difference(model, plain) <= 1e-3
+    assert difference(model, net(torch.float32)) > 0.1
+    if isinstance(rule, Stored):
+        assert {s["rule.momentum"].dtype for s in opt.state.values()} == {torch.bfloat16}
+
+
+def test_one_state_tensor_of_the_size_of_each_parameter():
+    model, opt = run(1, TIGHT)
+    for p in model.parameters():
+        assert sum(x.numel() >= p.numel() for x in opt.state[p].values() if x.ndim) == 1 or p.numel() == 1
+    _, free = run(1, TIGHT, rule=Plain())
+    assert not any(name.startswith("rule.") for state in free.state.values() for name in state)
+
+
+@pytest.mark.parametrize("polar", [SVD(), TIGHT, ng.linalg.FAST, ng.linalg.PolarExpress(gram=True)], ids=str)
+def test_zeros_around_a_matrix_stay_and_change_nothing(polar):
+    """P([G 0; 0 0]) = [P(G) 0; 0 0], because ‖·‖_F, GGᵀ and products do not see the zeros; and P(Gᵀ) = P(G)ᵀ."""
+    g = torch.randn(5, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    framed = torch.zeros(12, 10, dtype=torch.float64)
+    framed[:9, :5] = g.mT
+    p = polar(framed)
+    torch.testing.assert_close(p[:9, :5].mT, polar(g), rtol=0, atol=1e-12)
+    assert not p[9:].any()
+    assert not p[:, 5:].any()
+
+
+def test_transposed_and_small_ragged_matrices_are_one_stack():
+    _, opt = run(1, TIGHT)
+    stacks = opt._bound[0].stacks
+    spectral = [stack for stack in stacks if isinstance(stack.norm, ng.norms.Spectral)]
+    assert [len(stack) for stack in spectral] == [4]
+    assert sorted(spectral[0].shape) == [6, 9]
+    assert any(p.turned for p in spectral[0].places)
+    state = opt.state[next(p for p in opt.state if p.shape == (6, 4))]
+    assert state["rule.momentum"].shape == (6, 4)
+
+
+def test_padding_never_changes_the_work_dtype():
+    leaves = [
+        (torch.nn.Parameter(torch.zeros(s)), ng.geometry.Leaf(str(s), str(s), s, "linear", ng.norms.RMSToRMS()))
+        for s in ((63, 70), (64, 70), (16, 64), (80, 64))
+    ]
+    assert {tuple(sorted(bunch.shape)) for bunch in place.bunches(leaves, True)} == {(63, 70), (64, 80)}
+
+
+def test_checkpoints_go_from_one_path_to_another():
+    model, opt = run(3, SVD())
+    twin = net()
+    twin.load_state_dict(model.state_dict())
+    other = plan_of(twin).optimizer(
+        twin, lr=LR, rule=Momentum(BETA, nesterov=True), decay=DECAY, precision="exact", in_backward=True, nonfinite="zero"
+    )
+    other.load_state_dict(opt.state_dict())
+    for each, its in ((model, opt), (twin, other)):
+        backward(each, 3)
+        its.step()
+    assert difference(model, twin) <= 1e-12
+
+
+# ---- compile
+
+
+def test_no_lr_and_no_shape_compiles_anything_anew():
+    """25 shapes and 50 values of lr: as many graphs as kinds of stacks, all made in the first step."""
+    torch.manual_seed(0)
+    shapes = [(8 + k, 70 + 3 * k) for k in range(25)]
+    model = torch.nn.ModuleList(torch.nn.Linear(n, m, bias=False) for m, n in shapes)
+    leaves = [ng.geometry.Leaf(f"{i}.weight", f"{i}.weight", s, "linear", ng.norms.Frobenius()) for i, s in enumerate(shapes)]
+    torch._dynamo.reset()
+    counters.clear()
+    lr = torch.tensor(0.1)
+    opt = ng.optim.Optimizer(
+        [{"params": list(model.parameters()), "leaves": [(leaf,) for leaf in leaves]}], lr=lr, decay=0.1, compile="aot_eager"
+    )
+    graphs = []
+    for step in range(50):
+        lr.fill_(0.1 / (step + 1))
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        opt.step()
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert len(opt._bound[0].stacks) == 25
+    assert graphs == 50 * [2]  # one for momentum, one for the writing
+    opt.param_groups[0]["lr"] = 0.3  # numbers, too
+    opt.step()
+    torch.compile(opt.step, backend="aot_eager")()  # what users of torch do; our own code is not traced
+    assert counters["stats"]["unique_graphs"] == 2
+
+
+@pytest.mark.slow
+def test_the_default_backend_of_compile_agrees():
+    plain, _ = run(10, TIGHT)
+    assert difference(run(10, TIGHT, compile=True)[0], plain) <= 1e-9
+
+
+# ---- inside backward()
+
+
+def test_gradients_are_gone_one_by_one():
+    model = net()
+    opt = plan_of(model).optimizer(model, in_backward=True, nonfinite="zero")
+    alive = []
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(lambda _: alive.append(sum(q.grad is not None for q in model.parameters())))
+    backward(model, 0)
+    assert max(alive) == 0
+    assert len(alive) == len(list(model.parameters()))
+    assert {float(s["step"]) for s in opt.state.values()} == {0}
+    opt.step()
+    assert {float(s["step"]) for s in opt.state.values()} == {1}
+
+
+def test_bad_gradients_are_left_out_in_backward():
+    model = net()
+    opt = plan_of(model).optimizer(model, in_backward=True, nonfinite="zero")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.maps[0].weight.register_hook(lambda g: g * torch.nan)
+    with pytest.warns(RuntimeWarning, match=r"maps\.0\.weight"):
+        backward(model, 0)
+        opt.step()
+        assert opt.skipped == 0
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == set(before) - {"maps.0.weight"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, 'write nonfinite="zero"'),
+        ({"nonfinite": "zero", "capturable": True}, "cannot be had together"),
+        ({"nonfinite": "zero", "step": ng.steps.Escape()}, "Escape has to see the gradients of the whole group"),
+        ({"nonfinite": "zero", "step": ng.steps.MetaOptimize()}, "MetaOptimize has to see"),
+    ],
+)
+def test_what_needs_all_gradients_is_refused_in_backward(options, message):
+    model = net()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        plan_of(model).optimizer(model, in_backward=True, **options)
+
+
+def test_accumulated_gradients_are_refused_in_backward():
+    model = net()
+    opt = plan_of(model).optimizer(model, in_backward=True, nonfinite="zero")
+    backward(model, 0)
+    with pytest.raises(RuntimeError, match="to accumulate gradients write in_backward=False"):
+        backward(model, 1)
+    del opt
+    backward(net(), 1)
+
+
+# ---- memory
+
+
+class Allocations(TorchDispatchMode):
+    """The most bytes of new tensors that were alive at one time."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.now, self.most = {}, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        import weakref
+
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, list | tuple) else [out]:
+            if isinstance(x, torch.Tensor) and (key := x.untyped_storage()._cdata) not in self.alive:
+                known = {y.untyped_storage()._cdata for y in _tensors((args, kwargs))}
+                if key not in known:
+                    self.alive[key] = x.untyped_storage().nbytes()
+                    self.now += self.alive[key]
+                    self.most = max(self.most, self.now)
+                    weakref.finalize(x.untyped_storage(), self._gone, key)
+        return out
+
+    def _gone(self, key):
+        self.now -= self.alive.pop(key, 0)
+
+
+def _tensors(tree):
+    return [x for x in torch.utils._pytree.tree_leaves(tree) if isinstance(x, torch.Tensor)]
+
+
+@pytest.mark.parametrize("layers", [4, 16])
+def test_a_step_works_in_the_space_of_a_stack_however_many_there_are(layers, monkeypatch):
+    """Chunks of 64·64·4 entries: at most nine tensors of that size are alive, for 4 matrices as for 16."""
+    monkeypatch.setitem(place.MOST, "cpu", 4 * 64 * 64)
+    model = torch.nn.Sequential(*(torch.nn.Linear(64, 64, bias=False) for _ in range(layers)))
+    opt = ng.compile(model, example_inputs=(torch.ones(1, 64),)).optimizer(model)
+    for _ in range(2):
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        with Allocations() as count:
+            opt.step()
+    assert 0 < count.most <= 9 * 4 * 4 * 64 * 64

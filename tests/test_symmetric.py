@@ -1,0 +1,80 @@
+"""Symmetric products against the library's: the kernel under Triton's interpreter, in a process of its own, because Triton
+decides at import whether it interprets. (Its dot of bfloat16 works on the bits as integers, so that dtype waits for a GPU.)"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from normgeo.linalg import symmetric
+
+SCRIPT = """
+import torch
+from normgeo.linalg import syrk
+torch.manual_seed(0)
+syrk.TILE, syrk.DEPTH = 16, 16
+for count, m, n in ((1, 16, 16), (2, 33, 40), (1, 50, 17), (3, 5, 70)):
+    for dtype, error in ((torch.float32, 1e-5), (torch.float16, 2e-3)):
+        x = (torch.randn(count, m, n) / n**0.5).to(dtype)
+        r = torch.randn(count, m, m)
+        r = (r + r.mT).to(dtype)
+        wide = x.double() @ x.double().mT
+        for seen, wanted in (
+            (syrk.symmetric(x), wide),
+            (syrk.symmetric(x, r, 0.5, -2.0), 0.5 * r.double() - 2 * wide),
+            (syrk.symmetric(x.mT.contiguous().mT), wide),
+        ):
+            assert seen.dtype == dtype
+            assert torch.equal(seen, seen.mT), "not symmetric to the bit"
+            assert (seen.double() - wanted).abs().max() <= error * max(1, wanted.abs().max()), (m, n, dtype)
+print("agrees")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is missing: pip install 'normgeo[gpu]'")
+def test_the_kernel_agrees_with_float64_under_the_interpreter():
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.strip() == "agrees", done.stderr
+
+
+def test_without_a_gpu_the_library_multiplies():
+    x = torch.randn(2, 5, 9)
+    torch.testing.assert_close(symmetric.gram(x), x @ x.mT)
+    torch.testing.assert_close(symmetric.gram(x.mT), x @ x.mT)
+    r = symmetric.gram(x)
+    torch.testing.assert_close(symmetric.quadratic(r, 0.5, -2.0), 0.5 * r - 2 * r @ r, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_kernel_agrees_on_the_device(dtype):
+    from normgeo.linalg import syrk
+
+    x = (torch.randn(2, 300, 500) / 500**0.5).cuda().to(dtype)
+    r = x @ x.mT
+    for seen, wanted in ((syrk.symmetric(x), r.double()), (syrk.symmetric(r, r, 0.5, -2.0), (r / 2 - 2 * (r @ r)).double())):
+        assert torch.equal(seen, seen.mT)
+        torch.testing.assert_close(seen.double(), wanted, rtol=2e-2, atol=2e-2)
+
+
+def test_a_missing_triton_is_said_in_one_line_and_once(monkeypatch):
+    monkeypatch.setattr(symmetric.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(symmetric, "_said", set())
+    with pytest.warns(RuntimeWarning, match=r"^triton is not installed.*normgeo\[gpu\]") as seen:
+        assert not symmetric._measure(torch.zeros(1, 2, 2), False)
+        assert not symmetric._measure(torch.zeros(1, 2, 2), True)
+    assert len(seen) == 1
+
+
+def test_a_kernel_that_fails_is_said_in_one_line(monkeypatch):
+    monkeypatch.setattr(symmetric.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(symmetric, "_said", set())
+    monkeypatch.setitem(sys.modules, "normgeo.linalg.syrk", type(sys)("syrk"))
+    sys.modules["normgeo.linalg.syrk"].symmetric = lambda *_: 1 / 0
+    with pytest.warns(RuntimeWarning, match="the symmetric kernel does not run here") as seen:
+        assert not symmetric._measure(torch.zeros(1, 2, 2), False)
+    assert len(seen) == 1
