@@ -121,7 +121,9 @@ def test_bad_gradients_are_skipped_without_a_look_and_counted():
         with NoReads():
             opt.step()
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
-    assert all(torch.equal(v, w) for v, w in zip((v for s in opt.state.values() for v in s.values()), state, strict=True))
+    assert all(
+        torch.equal(v, w) for v, w in zip((v for s in opt.state.values() for v in s.values()), state, strict=True)
+    )
     with pytest.warns(RuntimeWarning, match=r"head\.weight.*2 skipped"):
         assert opt.skipped == 2
     assert opt.skipped == 2

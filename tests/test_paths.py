@@ -183,7 +183,13 @@ def test_checkpoints_go_from_one_path_to_another():
     twin = net()
     twin.load_state_dict(model.state_dict())
     other = plan_of(twin).optimizer(
-        twin, lr=LR, rule=Momentum(BETA, nesterov=True), decay=DECAY, precision="exact", in_backward=True, nonfinite="zero"
+        twin,
+        lr=LR,
+        rule=Momentum(BETA, nesterov=True),
+        decay=DECAY,
+        precision="exact",
+        in_backward=True,
+        nonfinite="zero",
     )
     other.load_state_dict(opt.state_dict())
     for each, its in ((model, opt), (twin, other)):
@@ -200,12 +206,17 @@ def test_no_lr_and_no_shape_compiles_anything_anew():
     torch.manual_seed(0)
     shapes = [(8 + k, 70 + 3 * k) for k in range(25)]
     model = torch.nn.ModuleList(torch.nn.Linear(n, m, bias=False) for m, n in shapes)
-    leaves = [ng.geometry.Leaf(f"{i}.weight", f"{i}.weight", s, "linear", ng.norms.Frobenius()) for i, s in enumerate(shapes)]
+    leaves = [
+        ng.geometry.Leaf(f"{i}.weight", f"{i}.weight", s, "linear", ng.norms.Frobenius()) for i, s in enumerate(shapes)
+    ]
     torch._dynamo.reset()
     counters.clear()
     lr = torch.tensor(0.1)
     opt = ng.optim.Optimizer(
-        [{"params": list(model.parameters()), "leaves": [(leaf,) for leaf in leaves]}], lr=lr, decay=0.1, compile="aot_eager"
+        [{"params": list(model.parameters()), "leaves": [(leaf,) for leaf in leaves]}],
+        lr=lr,
+        decay=0.1,
+        compile="aot_eager",
     )
     graphs = []
     for step in range(50):
@@ -236,7 +247,9 @@ def test_gradients_are_gone_one_by_one():
     opt = plan_of(model).optimizer(model, in_backward=True, nonfinite="zero")
     alive = []
     for p in model.parameters():
-        p.register_post_accumulate_grad_hook(lambda _: alive.append(sum(q.grad is not None for q in model.parameters())))
+        p.register_post_accumulate_grad_hook(
+            lambda _: alive.append(sum(q.grad is not None for q in model.parameters()))
+        )
     backward(model, 0)
     assert max(alive) == 0
     assert len(alive) == len(list(model.parameters()))

@@ -56,7 +56,10 @@ def test_the_kernel_agrees_on_the_device(dtype):
 
     x = (torch.randn(2, 300, 500) / 500**0.5).cuda().to(dtype)
     r = x @ x.mT
-    for seen, wanted in ((syrk.symmetric(x), r.double()), (syrk.symmetric(r, r, 0.5, -2.0), (r / 2 - 2 * (r @ r)).double())):
+    for seen, wanted in (
+        (syrk.symmetric(x), r.double()),
+        (syrk.symmetric(r, r, 0.5, -2.0), (r / 2 - 2 * (r @ r)).double()),
+    ):
         assert torch.equal(seen, seen.mT)
         torch.testing.assert_close(seen.double(), wanted, rtol=2e-2, atol=2e-2)
 

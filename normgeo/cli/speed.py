@@ -25,7 +25,9 @@ RESULTS, PICTURE = "results.json", "speed.png"
 @click.option("--threads", type=int, default=1, show_default=True, help="Threads of torch.")
 @click.option("--seconds", type=float, default=12.0, show_default=True, help="For each width, about.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--only", default="", help="Words in the names of optimizers, separated by commas; torch Muon always runs.")
+@click.option(
+    "--only", default="", help="Words in the names of optimizers, separated by commas; torch Muon always runs."
+)
 @click.option("--tokens", type=int, default=0, help="Also the share of a training step with batches of so many tokens.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/speed"), show_default=True, help="Folder.")
 def speed(width: str, depth: int, threads: int, seconds: float, device: str, only: str, tokens: int, out: Path) -> None:
@@ -53,7 +55,9 @@ def speed(width: str, depth: int, threads: int, seconds: float, device: str, onl
     if entrywise:
         console.print(lab.speed_table(entrywise, rates, "torch AdamW, fused"))
     shares = {
-        each: lab.training_share(each, depth, where, tokens, next(t for t in timings if t.width == each).milliseconds[1])
+        each: lab.training_share(
+            each, depth, where, tokens, next(t for t in timings if t.width == each).milliseconds[1]
+        )
         for each in (widths if tokens else ())
     }
     for each, share in shares.items():

@@ -26,7 +26,16 @@ from normgeo.lab.ledger import Ledger
 from normgeo.lab.problems import Classes, Classify, Problem, Score, Settings, Text, evaluate, labelled_file
 from normgeo.lab.quality import Comparison, Parabola, Sources, Study, Transfer, studies
 from normgeo.lab.report import plot_budgets, plot_losses, summary
-from normgeo.lab.speed import Accuracy, Timing, accuracies, time_steps
+from normgeo.lab.speed import (
+    Accuracy,
+    Rates,
+    Timing,
+    accuracies,
+    machine_rates,
+    time_entrywise,
+    time_steps,
+    training_share,
+)
 from normgeo.lab.speed_report import accuracy_table, plot_speed, speed_table
 from normgeo.lab.training import Curve, Training
 from normgeo.lab.trials import Entry, Outcome, Trial, Trials
@@ -58,6 +67,7 @@ __all__ = [
     "Quadratic",
     "Race",
     "Races",
+    "Rates",
     "Rosenbrock",
     "Score",
     "Settings",
@@ -85,6 +95,7 @@ __all__ = [
     "labelled_file",
     "landscapes",
     "load_checkpoint",
+    "machine_rates",
     "muon",
     "operated",
     "ours",
@@ -98,7 +109,9 @@ __all__ = [
     "studies",
     "summary",
     "text_file",
+    "time_entrywise",
     "time_steps",
+    "training_share",
     "training_study",
     "upkeep",
     "waterfill",

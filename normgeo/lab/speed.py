@@ -20,7 +20,16 @@ from normgeo.lab.errors import UserError
 from normgeo.linalg import FAST, TIGHT, NewtonSchulz, PolarExpress, in_dtype
 from normgeo.linalg.coefficients import KELLER
 
-__all__ = ["Accuracy", "Rates", "Timing", "accuracies", "machine_rates", "time_entrywise", "time_steps", "training_share"]
+__all__ = [
+    "Accuracy",
+    "Rates",
+    "Timing",
+    "accuracies",
+    "machine_rates",
+    "time_entrywise",
+    "time_steps",
+    "training_share",
+]
 
 Iteration = NewtonSchulz | PolarExpress
 REFERENCE, ADAMW = "torch Muon", "torch AdamW, fused"
@@ -96,9 +105,7 @@ def time_entrywise(width: int, depth: int, device: torch.device, seconds: float 
 
     def ours(norm: ng.norms.Norm, **options: Any) -> Step:
         params = _fresh(model)
-        leaves = [
-            (ng.geometry.Leaf(f"{i}", f"{i}", tuple(p.shape), "linear", norm),) for i, p in enumerate(params)
-        ]
+        leaves = [(ng.geometry.Leaf(f"{i}", f"{i}", tuple(p.shape), "linear", norm),) for i, p in enumerate(params)]
         rule = ng.rules.Momentum(0.95, nesterov=True)
         return ng.optim.Optimizer([{"params": params, "leaves": leaves}], rule=rule, decay=0.1, **options).step
 

@@ -62,7 +62,9 @@ class NewtonSchulz(Polar):
                 f"coefficients; got {self.schedule}"
             )
         if self.gram and any(len(step) == 5 for step in self.schedule[:-1]):
-            raise ValueError("the Gram form takes steps of degree 5 and at most a last one of degree 9; write gram=False")
+            raise ValueError(
+                "the Gram form takes steps of degree 5 and at most a last one of degree 9; write gram=False"
+            )
         if self.gram and self.dtype == torch.bfloat16:
             raise ValueError("the Gram form diverges in bfloat16; write dtype=torch.float16 or gram=False")
         # Rounding may leave ‖X‖ at 1 + eps/2, and from there a polynomial without margin goes to infinity in a few steps.

@@ -30,7 +30,9 @@ def _kernel(x, r, out, m, n, xb, xm, xn, b, c, ADDS: tl.constexpr, TILE: tl.cons
             x + rows[:, None] * xm + inner[None, :] * xn, mask=(rows[:, None] < m) & (inner[None, :] < n), other=0.0
         )
         right = tl.load(
-            x + columns[None, :] * xm + inner[:, None] * xn, mask=(columns[None, :] < m) & (inner[:, None] < n), other=0.0
+            x + columns[None, :] * xm + inner[:, None] * xn,
+            mask=(columns[None, :] < m) & (inner[:, None] < n),
+            other=0.0,
         )
         total = tl.dot(left, right, total)
     total *= c

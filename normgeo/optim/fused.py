@@ -45,7 +45,14 @@ class Fused:
         return M
 
     def written(
-        self, iterate: Iterate, constraint: Constraint, W: Tensor, D: Tensor, eta: Tensor, rate: Rate, moving: Tensor | None
+        self,
+        iterate: Iterate,
+        constraint: Constraint,
+        W: Tensor,
+        D: Tensor,
+        eta: Tensor,
+        rate: Rate,
+        moving: Tensor | None,
     ) -> Tensor:  # (n, *shape) -> (n, *shape)
         """`constraint.retract` of what `iterate.write` makes of W, where `moving`; `eta` and `moving` are (n, 1, ..., 1)."""
         n = len(W)

@@ -63,12 +63,11 @@ class _Hook:
         return _Hook(lambda: None)  # a copied parameter is nobody's
 
 
-
 def check_in_backward(parts: Sequence[Parts], nonfinite: str, capturable: bool) -> None:
     """What has to see all gradients before the first weight moves."""
     if nonfinite != "zero":
         raise ValueError(
-            f'in_backward=True moves some weights before the last gradient is known, so nonfinite={nonfinite!r}, which is '
+            f"in_backward=True moves some weights before the last gradient is known, so nonfinite={nonfinite!r}, which is "
             'about all of them, cannot be kept; write nonfinite="zero"'
         )
     if capturable:

@@ -210,7 +210,9 @@ class Optimizer(torch.optim.Optimizer):
             if self._hooks is not None:
                 self._hooks.watch(params)
             self._bound = [
-                Group(group["params"], self._leaves.__getitem__, parts, self.state, self._fused, self._capturable, alone)
+                Group(
+                    group["params"], self._leaves.__getitem__, parts, self.state, self._fused, self._capturable, alone
+                )
                 for group, parts in zip(self.param_groups, self.parts, strict=True)
             ]
             stacks = [stack for group in self._bound for stack in group.stacks]
@@ -243,7 +245,11 @@ class Optimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_leaves", "_guard", "_capturable", "_fused", "parts", "_default_parts")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "_hooks": self._hooks is not None}
+        return {
+            **super().__getstate__(),
+            **{name: getattr(self, name) for name in own},
+            "_hooks": self._hooks is not None,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -314,9 +320,7 @@ class Optimizer(torch.optim.Optimizer):
         0.weight  linear  0.2  0.3333  0      no gradient yet, or steps too small for its dtype
         """
         stacks = [stack for group in self._ready() for stack in group.stacks]
-        radii = {
-            leaf: r for stack in stacks for leaf, r in zip(stack.leaves, stack.radii.tolist(), strict=True)
-        }
+        radii = {leaf: r for stack in stacks for leaf, r in zip(stack.leaves, stack.radii.tolist(), strict=True)}
         still = dict(self.still())
         rows = [("leaf", "role", "lr", "radius", "moved", "")]
         for group in self.param_groups:

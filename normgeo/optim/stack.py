@@ -113,7 +113,9 @@ class Stack:
 
     def set_radii(self, total_mass: float) -> None:
         """r = (mass/M)·reach, with the numbers that are saved with the parameters; `radius` is for duals in `norm`."""
-        self.radii = self.numbers["mass"] / total_mass * self.numbers["reach"] if total_mass else 0 * self.numbers["mass"]
+        self.radii = (
+            self.numbers["mass"] / total_mass * self.numbers["reach"] if total_mass else 0 * self.numbers["mass"]
+        )
         scales = torch.tensor([place.scale for place in self.places], dtype=torch.float64)
         self.radius = (self.radii * scales).to(self.device, self.dtype).reshape((-1,) + (1,) * len(self.shape))
         self.all_may_move = bool((self.radii > 0).all())
