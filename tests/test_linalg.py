@@ -202,7 +202,9 @@ def test_mixed_takes_the_gram_form_where_products_stay_in_float32(monkeypatch):
         monkeypatch.setattr(newton_schulz, "multiplies_bfloat16_fast", lambda device, fast=fast: fast)
         called = []
         form = newton_schulz._gram_form
-        monkeypatch.setattr(newton_schulz, "_gram_form", lambda *a, form=form: called.append(a) or form(*a))
+        monkeypatch.setattr(
+            newton_schulz, "_gram_form", lambda *a, form=form, called=called: called.append(a) or form(*a)
+        )
         TIGHT(wide)
         TIGHT(gaussian(63, 96).float())  # small
         TIGHT(gaussian(64, 96))  # precise

@@ -12,7 +12,7 @@ from torch import nn
 import normgeo as ng
 from normgeo.constraints import Decay, DecoupledDecay
 from normgeo.linalg import SVD
-from normgeo.norms import RMS, L1ToRMS, RMSToRMS, Spectral, with_polar
+from normgeo.norms import RMS, L1ToRMS, Spectral, with_polar
 from normgeo.optim import NonFiniteError, place
 from normgeo.optim.guard import Guard
 from normgeo.rules import HeavyBall, Momentum, Plain

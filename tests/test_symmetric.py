@@ -1,5 +1,5 @@
 """Symmetric products against the library's: the kernel under Triton's interpreter, in a process of its own, because Triton
-decides at import whether it interprets. (Its dot of bfloat16 works on the bits as integers, so that dtype waits for a GPU.)"""
+decides at import whether it interprets. (Its dot takes the bits of bfloat16 for integers: that dtype waits for a GPU.)"""
 
 import importlib.util
 import os
@@ -67,10 +67,9 @@ def test_the_kernel_agrees_on_the_device(dtype):
 def test_a_missing_triton_is_said_in_one_line_and_once(monkeypatch):
     monkeypatch.setattr(symmetric.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(symmetric, "_said", set())
-    with pytest.warns(RuntimeWarning, match=r"^triton is not installed.*normgeo\[gpu\]") as seen:
+    with pytest.warns(RuntimeWarning, match=r"^triton is not installed.*normgeo\[gpu\]"):
         assert not symmetric._measure(torch.zeros(1, 2, 2), False)
-        assert not symmetric._measure(torch.zeros(1, 2, 2), True)
-    assert len(seen) == 1
+    assert not symmetric._measure(torch.zeros(1, 2, 2), True)  # warnings are errors here
 
 
 def test_a_kernel_that_fails_is_said_in_one_line(monkeypatch):

@@ -86,8 +86,8 @@ class Accuracy:
 def time_steps(
     width: int, depth: int, device: torch.device, seconds: float = SECONDS_PER_WIDTH, only: Sequence[str] = ()
 ) -> list[Timing]:
-    """Steps of all optimizers in turn, in one process, on copies of the same matrices and gradients. only: those with one of
-    these words in their names, and torch Muon."""
+    """Steps of all optimizers in turn, in one process, on copies of the same matrices and gradients. only: torch Muon, and
+    those with one of these words in their names."""
     model = _gpt(width, depth, device)
     shapes = [tuple(p.shape) for p in _matrices(model)]
     steps = {

@@ -123,8 +123,8 @@ class PolarExpress(Polar):
     `gram=True`, wherever n ≥ 1.5 m, runs the iteration on R = XXᵀ and collects Q, the product of its polynomials; X ← Q X
     after steps 2, 5, 8, ... and at the end. That is .72 of the flops at n = 4 m and 6 steps. Meant for float32 and float16
     on CUDA. Largest error against the SVD's U p(Σ) Vᵀ on CPU, 6 steps, from Gaussian spectra to logarithmic ones down to
-    1e-10: 1e-4 in float32, .25 in float16, both as without it; overshoot 1e-6 and 3e-3. bfloat16 is refused. A last step of degree
-    9 is taken on X itself. With "mixed": only where products stay in float32, for sides of 64 at least.
+    1e-10: 1e-4 in float32, .25 in float16, both as without it; overshoot 1e-6 and 3e-3. bfloat16 is refused. A last step of
+    degree 9 is taken on X itself. With "mixed": only where products stay in float32, for sides of 64 at least.
 
     >>> x = PolarExpress()(torch.diag(torch.tensor([1.0, 0.1, 0.01])))
     >>> bool(((x.diagonal() > 0.99) & (x.diagonal() <= 1)).all())

@@ -1,5 +1,5 @@
-"""Products that are symmetric by nature, X Xᵀ and b·R + c·R²: on CUDA by a kernel that computes half of the tiles, where that
-has been measured to be faster than the library."""
+"""Products that are symmetric by nature, X Xᵀ and b·R + c·R²: on CUDA by a kernel that computes half of the tiles, where it
+is measured to be faster than the library."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Fused:
         rate: Rate,
         moving: Tensor | None,
     ) -> Tensor:  # (n, *shape) -> (n, *shape)
-        """`constraint.retract` of what `iterate.write` makes of W, where `moving`; `eta` and `moving` are (n, 1, ..., 1)."""
+        """`constraint.retract` of what `iterate.write` makes of W, where `moving`; `eta`, `moving` are (n, 1, ..., 1)."""
         n = len(W)
         radius = rate.radius.reshape(n, 1) if isinstance(rate.radius, Tensor) else rate.radius
         flags = None if moving is None else moving.reshape(-1, 1)

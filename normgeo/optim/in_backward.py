@@ -75,5 +75,6 @@ def check_in_backward(parts: Sequence[Parts], nonfinite: str, capturable: bool) 
     for part in (part for its in parts for part in its):
         if part.needs or getattr(part, "init_shared", dict)():
             raise ValueError(
-                f"in_backward=True: {type(part).__name__} has to see the gradients of the whole group; write in_backward=False"
+                f"in_backward=True: {type(part).__name__} has to see the gradients of the whole group; "
+                "write in_backward=False"
             )

@@ -41,7 +41,7 @@ class Optimizer(torch.optim.Optimizer):
 
     capturable: a step looks into no tensor, so that a CUDA graph can record it after a few warm-up steps; lr is a tensor on
     the device, and schedules change it in place. Bad gradients are counted on the device and told by `skipped`.
-    compile: momentum and the writing of weights go through `torch.compile` (True, or the name of a backend), where the parts
+    compile: momentum and the writing of weights go through `torch.compile` (True, or the name of a backend), where parts
     are entrywise; no new lr and no new shape compiles again.
     in_backward: each parameter moves inside backward(), as soon as its gradient is there, which is then freed; call step()
     after it all the same. Needs nonfinite="zero"; there are no gradients left to clip or accumulate.
