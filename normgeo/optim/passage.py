@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from normgeo.constraints import Rate
-from normgeo.optim.closure import hessian_vector_product
+from normgeo.optim.closure import Grads, hessian_vector_product
 from normgeo.optim.guard import Verdict
 from normgeo.optim.stack import Stack, like
 from normgeo.steps import Stats
@@ -27,17 +29,23 @@ def alive(stack: Stack, verdict: Verdict) -> Tensor | None:  # -> (n,) bool, Non
     return has if good is None else has & good.to(stack.device)
 
 
-def direct(stack: Stack, living: Tensor | None, stats: Stats, graph: dict[Parameter, Tensor] | None) -> Move:
+def direct(
+    stack: Stack, living: Tensor | None, stats: Stats, graph: Grads | None, validation: Mapping[Parameter, Tensor]
+) -> Move:
     """From gradients to the unit direction."""
-    G, W, state = stack.grads(), stack.weights(), stack.state
-    if living is not None:
-        G = torch.where(living.to(G.device).reshape(stack.radius.shape), G, 0)
+
+    def of_the_living(G: Tensor) -> Tensor:
+        return G if living is None else torch.where(living.to(G.device).reshape(stack.radius.shape), G, 0)
+
+    G, W, state = of_the_living(stack.grads()), stack.weights(), stack.state
     G = stack.constraint.tangent(W, G, state["constraint"])
     M = stack.rule.update(G, state["rule"])
     seen = stats
     if graph is not None:
         product = hessian_vector_product([stack], graph)
-        seen = Stats(stats.count, stats.loss, hvp=lambda V: product([V])[0])
+        seen = replace(seen, hvp=lambda V: product([V])[0])
+    if validation:
+        seen = replace(seen, validation=of_the_living(stack.from_parameters(validation)))
     stack.direction.observe(G, state["direction"], seen)
     D = stack.constraint.direct(M, W, state["constraint"])
     if D is None:
