@@ -21,6 +21,7 @@ from normgeo.optim.group import Group
 from normgeo.optim.guard import Guard, Policy, Verdict
 from normgeo.optim.iterate import Descent, Iterate
 from normgeo.optim.options import KINDS, OPTIONS, check_leaves, check_lr, check_parts, decaying
+from normgeo.optim.passage import averaged
 from normgeo.optim.stack import Parts, state_key
 from normgeo.rules import Momentum, Rule
 from normgeo.steps import Constant, StepSize
@@ -276,7 +277,8 @@ class Optimizer(torch.optim.Optimizer):
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the model has the weights that the iterate wants evaluated; outside, those it trains with, to the bit.
-        `step()` inside is refused, and so is saving: leave the block first.
+        An average is brought to what its constraint holds: one of points of a sphere is inside it, and that of
+        `ScheduleFree` is of points beyond. `step()` inside is refused, and so is saving: leave the block first.
 
         >>> import normgeo as ng
         >>> model = ng.nn.MLP(8, 16, 4)
@@ -290,7 +292,7 @@ class Optimizer(torch.optim.Optimizer):
             stacks = [stack for group in self._ready() for stack in group.stacks]
             training = [stack.weights() for stack in stacks]
             for stack, W in zip(stacks, training, strict=True):
-                stack.write(stack.iterate.average(W, stack.state["iterate"]), [True] * len(stack))
+                stack.write(averaged(stack, W), [True] * len(stack))
         self._evaluating = True
         try:
             yield

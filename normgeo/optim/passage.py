@@ -17,7 +17,7 @@ from normgeo.optim.stack import Stack, like
 from normgeo.steps import Stats
 from normgeo.steps.base import Move
 
-__all__ = ["alive", "direct", "rate", "write"]
+__all__ = ["alive", "averaged", "direct", "rate", "write"]
 
 
 def alive(stack: Stack, verdict: Verdict) -> Tensor | None:  # -> (n,) bool, None for all
@@ -79,6 +79,17 @@ def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_upda
     stack.count_moves(new, old)
     if keep_update:
         move.update, move.eta = new - old, rate.eta
+
+
+def averaged(stack: Stack, W: Tensor) -> Tensor:
+    """The weights to evaluate with: the iterate's average, constrained as after a step of size 0, which moves a weight
+    only to where it has to be. What is not averaged, or is where it was, stays."""
+    mean, state = stack.iterate.average(W, stack.state["iterate"]), stack.state["constraint"]
+    zero = torch.zeros((), dtype=W.dtype, device=W.device)
+    kept = {name: x.clone() for name, x in state.items()}
+    inside = stack.constraint.retract(mean, mean, Rate(zero, zero, stack.radius), kept)
+    same = (mean == W).reshape(len(stack), -1).all(1)
+    return torch.where(like(same, W), mean, inside)
 
 
 def rate(group: dict[str, Any], factor: Tensor, move: Move) -> Rate:
