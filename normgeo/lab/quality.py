@@ -6,7 +6,7 @@ import math
 import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from statistics import mean, stdev
@@ -54,7 +54,16 @@ class Sources:
 
     def __call__(self, name: str, seed: int) -> Problem:
         kind, *rest = name.split()
-        sizes = dict(zip(rest[::2], map(int, rest[1::2]), strict=True))
+        try:
+            sizes = dict(zip(rest[::2], map(int, rest[1::2]), strict=True))
+        except ValueError:
+            raise UserError(
+                f"--problems: {name!r} is not a kind and its sizes; write for instance 'mlp width 64'"
+            ) from None
+        if kind not in KINDS:
+            raise UserError(f"--problems: unknown kind {kind!r}; choose from {', '.join(KINDS)}")
+        if unknown := sorted(set(sizes) - KINDS[kind]):
+            raise UserError(f"--problems: {kind} has no {unknown[0]!r}; choose from {', '.join(sorted(KINDS[kind]))}")
         if kind == "gpt":
             return Text(Settings(**sizes, seed=seed), _corpus(self.text))
         if kind in DRAWN:
@@ -67,6 +76,16 @@ class Sources:
 
 
 DRAWN: dict[str, Callable[..., Problem]] = {"quadratic": Bowl, "logistic": Logistic}
+KINDS = {
+    kind: {each.name for each in fields(made)} - {"data", "seed", "lr"}
+    for kind, made in {
+        "gpt": Settings,
+        "mlp": Classify,
+        "vit": Pictures,
+        "quadratic": Bowl,
+        "logistic": Logistic,
+    }.items()
+}
 
 
 # Every trial and every row of a table asks for its problem; the data are read once.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
@@ -113,9 +113,9 @@ class Line:
 class Sweep(Study):
     """Rules of ours at one setting for everything, beside grids of ours, AdamW and Muon and what needs no learning rate.
 
-    Text and images are judged by the validation loss; vectors, which a network of this size learns by heart, by the training
-    loss over the last tenth; problems with a known optimum by log(gap), over the log(gap) that the run began with, since
-    there a gap shrinks by decades. Decay is .1 in AdamW and Muon on text and images, else 0. All go linearly to 0.
+    Text and images are judged by the validation loss; vectors, which a network of this size learns by heart, by the
+    training loss over the last tenth; problems with a known optimum by log(gap), over the log(gap) that the run began
+    with, since there a gap shrinks by decades. Decay is .1 in AdamW and Muon on text and images, else 0. All go linearly to 0.
     """
 
     problems: Sequence[str]
@@ -169,7 +169,7 @@ class Sweep(Study):
 
     def rows(self, trials: Trials, seeds: int) -> list[Row]:
         return [
-            (line.problem, line.name, line.setting, _spread(line.losses), f"{100 * line.excess:+.2f}")
+            (line.problem, line.name, line.setting.split(", ")[0], _spread(line.losses), f"{100 * line.excess:+.2f}")
             for line in self.lines(trials, seeds)
         ]
 
@@ -191,10 +191,6 @@ class Sweep(Study):
             out.append((name, f"{total - len(far)} of {total}", "; ".join(far), f"{total - len(lost)} of {total}",
                         "; ".join(lost)))  # fmt: skip
         return out
-
-    def report(self, trials: Trials, seeds: int) -> list[dict[str, Any]]:
-        """All lines as plain data."""
-        return [asdict(line) for line in self.lines(trials, seeds)]
 
     @property
     def _grids(self) -> list[str]:
