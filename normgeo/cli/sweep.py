@@ -21,8 +21,8 @@ VERDICTS = ("rule", "within 1 % of our grid", "not on", "below AdamW's and Muon'
     "--problems",
     default="quadratic,logistic",
     show_default=True,
-    help='By kind and sizes, separated by commas: "gpt width 64 depth 2 batch 16", "mlp width 256", "vit width 64 depth 2", '
-    '"quadratic condition 1000", "logistic".',
+    help='By kind and sizes, separated by commas: "gpt width 64 depth 2 batch 16", "mlp width 256", "vit width 64 depth '
+    '2", "quadratic condition 1000", "logistic".',
 )
 @click.option("--steps", default="200,1000", show_default=True, help="Each problem is run for each of these.")
 @click.option(

@@ -102,14 +102,20 @@ def _drawn(seed: int) -> tuple[Tensor, Tensor, float]:
     teacher = 2 * torch.randn(16, 10, generator=generator, dtype=torch.float64)
     y = torch.multinomial((x @ teacher).softmax(-1), 1, generator=generator).squeeze(1)
 
-    def loss(w: Tensor) -> Tensor:
-        return functional.cross_entropy(x @ w.reshape(16, 10), y)
+    def loss(w: Tensor) -> Tensor:  # (10, 16) -> ()
+        return functional.cross_entropy(x @ w.T, y)
 
-    w = torch.zeros(160, dtype=torch.float64)
-    for _ in range(30):
-        gradient, hessian = torch.func.grad(loss)(w), torch.func.hessian(loss)(w)
-        step = torch.linalg.lstsq(hessian, gradient, driver="gelsd").solution  # logits may shift together: singular
+    w, truth = torch.zeros(10, 16, dtype=torch.float64), functional.one_hot(y, 10).double()
+    for _ in range(20):
+        p = (x @ w.T).softmax(-1)
+        spread = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+        hessian = torch.einsum("nab,ni,nj->aibj", spread, x, x).reshape(160, 160) / len(x)
+        gradient = (p - truth).T @ x / len(x)
+        # Logits may shift together, so the Hessian is singular.
+        step = torch.linalg.lstsq(hessian, gradient.reshape(160, 1), driver="gelsd").solution.reshape(10, 16)
         while loss(w - step) > loss(w) and step.norm() > 1e-12:
             step = step / 2
         w = w - step
+        if gradient.norm() < 1e-12:
+            break
     return x, y, float(loss(w))

@@ -27,8 +27,8 @@ Row = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the data are; makes a problem from its name and a seed: "gpt width 128 depth 3 steps 500". Kinds are gpt (text),
-    mlp (classes), vit (images), quadratic and logistic."""
+    """Where the data are; makes a problem from its name and a seed: "gpt width 128 depth 3 steps 500". Kinds are gpt
+    (text), mlp (classes), vit (images), quadratic and logistic."""
 
     text: Path | None = None
     classes: Path | None = None
@@ -37,6 +37,8 @@ class Sources:
     def of(self, name: str) -> str:
         """Which data the problem is made of, so that runs on other data are not taken for these."""
         kind = name.split()[0]
+        if kind not in KINDS:
+            raise UserError(f"--problems: unknown kind {kind!r}; choose from {', '.join(KINDS)}")
         if kind in DRAWN:
             return "drawn"
         option, path = {"gpt": ("--text", self.text), "vit": ("--images", self.images)}.get(
@@ -60,8 +62,6 @@ class Sources:
             raise UserError(
                 f"--problems: {name!r} is not a kind and its sizes; write for instance 'mlp width 64'"
             ) from None
-        if kind not in KINDS:
-            raise UserError(f"--problems: unknown kind {kind!r}; choose from {', '.join(KINDS)}")
         if unknown := sorted(set(sizes) - KINDS[kind]):
             raise UserError(f"--problems: {kind} has no {unknown[0]!r}; choose from {', '.join(sorted(KINDS[kind]))}")
         if kind == "gpt":

@@ -115,7 +115,7 @@ class Sweep(Study):
 
     Text and images are judged by the validation loss; vectors, which a network of this size learns by heart, by the
     training loss over the last tenth; problems with a known optimum by log(gap), over the log(gap) that the run began
-    with, since there a gap shrinks by decades. Decay is .1 in AdamW and Muon on text and images, else 0. All go linearly to 0.
+    with, since there a gap shrinks by decades. Decay is .1 in AdamW and Muon on text and images, else 0.
     """
 
     problems: Sequence[str]
@@ -249,7 +249,7 @@ def _excess(losses: Sequence[float], best: Sequence[float], first: float) -> flo
         return math.inf
     if math.isnan(first):
         return mean(losses) / mean(best) - 1
-    ours, its = (mean(math.log(max(x, 1e-300)) for x in each) for each in (losses, best))
+    ours, its = (mean(math.log(max(x, 1e-16 * first)) for x in each) for each in (losses, best))
     return (ours - its) / (math.log(first) - its)
 
 
