@@ -45,7 +45,9 @@ BASELINES: dict[str, Callable[[int], Contender]] = {
 }
 
 
-def _adam(name: str, package: str, cls: Callable[[ModuleType], type[torch.optim.Optimizer]], steps: int) -> Contender:
+def _adam(
+    name: str, package: str, cls: Callable[[ModuleType], Callable[..., torch.optim.Optimizer]], steps: int
+) -> Contender:
     optimizer = cls(_package(package))
     return Contender(
         name,

@@ -59,9 +59,9 @@ class Many:
             for opt in self.optimizers:
                 if isinstance(opt, ng.optim.Optimizer):
                     stack.enter_context(opt.averaged())
-                elif hasattr(opt, "eval"):  # schedulefree's
-                    opt.eval()
-                    stack.callback(opt.train)
+                elif (evaluate := getattr(opt, "eval", None)) is not None:  # schedulefree's
+                    evaluate()
+                    stack.callback(opt.train)  # type: ignore[attr-defined]
             yield
 
     def zero_grad(self) -> None:

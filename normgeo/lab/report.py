@@ -80,9 +80,7 @@ def plot_sweep(lines: Sequence[Line]) -> bytes:
                 points = [(lr / best, loss) for lr, loss in line.grid if math.isfinite(loss)]
                 axes.plot(*zip(*points, strict=True), "o-", markersize=3, label=line.name.split(",")[0])
             elif math.isfinite(level := sum(line.losses) / len(line.losses)):
-                axes.axhline(
-                    level, linestyle="--", linewidth=1, label=line.name, color=axes._get_lines.get_next_color()
-                )
+                axes.plot([1 / 4, 4], [level, level], "--", linewidth=1, label=line.name)
         axes.set(title=problem, xlabel="lr over the best of its grid", ylabel="loss or gap", xscale="log", yscale="log")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=6)

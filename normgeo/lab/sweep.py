@@ -178,7 +178,7 @@ class Sweep(Study):
         the best of AdamW's and Muon's grids, and where not."""
         lines = self.lines(trials, seeds)
         others = {f"{NAMES[kind]}, best" for kind in self._grids if kind != "ours"}
-        out = []
+        out: list[Row] = []
         for name in self.ours:
             its = {line.problem: line for line in lines if line.name == f"normgeo, {name}"}
             far = [problem for problem, line in its.items() if not line.excess <= within]
