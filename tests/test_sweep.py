@@ -217,7 +217,7 @@ def gaps(best):
 
 def test_a_sweep_tunes_each_optimizer_and_compares_gaps_by_decades():
     best = {"ours": 0.8, "adamw": 8e-3, "muon": 1e-2}
-    study = Sweep(["quadratic width 3 steps 50"], ours=["auto", "constant"], against=["muon"])
+    study = Sweep(["quadratic width 3 steps 50"], ours=["auto", "meta"], against=["muon"])
     table = Table(gaps(best))
     run(study, table, 2)
     muon = [dict(t.entry.options) for t in table.done if t.entry.maker == "muon"]
@@ -230,9 +230,9 @@ def test_a_sweep_tunes_each_optimizer_and_compares_gaps_by_decades():
     decades = math.log10(first / 1e-6)
     assert lines["normgeo, auto"].excess == pytest.approx(math.log10(2) / decades)
     assert lines["normgeo, best of 5"].excess == 0
-    (auto, constant) = study.verdicts(table, 2)
+    (auto, meta) = study.verdicts(table, 2)
     assert auto[1] == ("1 of 1" if math.log10(2) / decades <= 0.01 else "0 of 1")
-    assert constant[1:] == ("0 of 1", "quadratic width 3 steps 50", "0 of 1", "quadratic width 3 steps 50")
+    assert meta[1:] == ("0 of 1", "quadratic width 3 steps 50", "0 of 1", "quadratic width 3 steps 50")
 
 
 def test_losses_are_compared_by_their_ratio_and_a_run_that_diverged_loses(tmp_path):
