@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 import torch
-from rich.console import Console
 
-import normgeo as ng
 from normgeo import lab
+from normgeo.cli.report import Report
 
 __all__ = ["speed"]
 
-RESULTS, PICTURE = "results.json", "speed.png"
+PICTURE = "speed.png"
 
 
 @click.command()
@@ -42,18 +40,18 @@ def speed(width: str, depth: int, threads: int, seconds: float, device: str, onl
         raise lab.UserError("--device: this torch sees no CUDA device; write --device cpu")
     torch.set_num_threads(threads)
     where = torch.device(device)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 110
     rates = lab.machine_rates(where)
     words = [word.strip() for word in only.split(",") if word.strip()]
     timings = [timing for each in widths for timing in lab.time_steps(each, depth, where, seconds, words)]
     entrywise = [] if words else [t for each in widths for t in lab.time_entrywise(each, depth, where, seconds / 3)]
     accuracies = [accuracy for each in widths if each <= 1024 for accuracy in lab.accuracies(each, where)]
-    console.print(f"this machine: {rates.gflops:.0f} GFLOP/s in large products, {rates.gbytes:.1f} GB/s in copies")
-    console.print(lab.speed_table(timings, rates))
+    report = Report(out)
+    report.console.print(
+        f"this machine: {rates.gflops:.0f} GFLOP/s in large products, {rates.gbytes:.1f} GB/s in copies"
+    )
+    report.console.print(lab.speed_table(timings, rates), soft_wrap=False)
     if entrywise:
-        console.print(lab.speed_table(entrywise, rates, "torch AdamW, fused"))
+        report.console.print(lab.speed_table(entrywise, rates, "torch AdamW, fused"), soft_wrap=False)
     shares = {
         each: lab.training_share(
             each, depth, where, tokens, next(t for t in timings if t.width == each).milliseconds[1]
@@ -61,11 +59,9 @@ def speed(width: str, depth: int, threads: int, seconds: float, device: str, onl
         for each in (widths if tokens else ())
     }
     for each, share in shares.items():
-        console.print(f"width {each}: {100 * share:.2f} % of a training step with {tokens} tokens")
-    console.print(lab.accuracy_table(accuracies))
+        report.console.print(f"width {each}: {100 * share:.2f} % of a training step with {tokens} tokens")
+    report.console.print(lab.accuracy_table(accuracies), soft_wrap=False)
     facts = {
-        "normgeo": ng.__version__,
-        "torch": torch.__version__,
         "machine": torch.cuda.get_device_name(where) if device == "cuda" else platform.processor(),
         "device": device,
         "threads": threads,
@@ -76,7 +72,5 @@ def speed(width: str, depth: int, threads: int, seconds: float, device: str, onl
         "training_share": shares,
         "accuracies": [asdict(accuracy) for accuracy in accuracies],
     }
-    out.mkdir(parents=True, exist_ok=True)
-    lab.write_whole(out / RESULTS, json.dumps(facts, indent=1).encode())
-    lab.write_whole(out / PICTURE, lab.plot_speed(timings, f"GPT of depth {depth}, {device}, {threads} threads"))
-    console.print(f"saved {out / RESULTS} and {out / PICTURE}")
+    picture = lab.plot_speed(timings, f"GPT of depth {depth}, {device}, {threads} threads")
+    report.save(facts, {PICTURE: picture})

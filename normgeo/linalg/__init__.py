@@ -2,7 +2,7 @@
 
 from normgeo.linalg import coefficients
 from normgeo.linalg.clip import SHARP, clip, leading
-from normgeo.linalg.decompose import eigh, svd, svdvals
+from normgeo.linalg.decompose import eigh, eigvalsh, svd, svdvals
 from normgeo.linalg.newton_schulz import FAST, SMALLEST_MIXED, TIGHT, NewtonSchulz, PolarExpress, in_dtype
 from normgeo.linalg.polar import SVD, Polar
 from normgeo.linalg.power import ascent, steepest_gain
@@ -23,6 +23,7 @@ __all__ = [
     "clip",
     "coefficients",
     "eigh",
+    "eigvalsh",
     "exponent",
     "in_dtype",
     "l2",

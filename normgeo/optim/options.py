@@ -26,7 +26,7 @@ KINDS: dict[str, Any] = {
     "constraint": Constraint,
 }
 OPTIONS = {"params", "leaves", "lr", "decay", *KINDS}
-SUPPLIED = {"loss", "hvp", "closure", "moves", "updates"}
+SUPPLIED = {"loss", "hvp", "closure", "moves", "updates", "validation"}
 
 
 def decaying(strength: float, constraint: Constraint | None) -> Decay:
@@ -59,7 +59,7 @@ def check_parts(parts: Parts) -> None:
 def check_capturable(parts: Parts) -> None:
     """What acts every k steps, or searches along a line, decides on the host, and a graph would repeat one decision."""
     for part in parts:
-        if asks := sorted({"loss", "hvp", "closure"} & set(part.needs)):
+        if asks := sorted({"loss", "hvp", "closure", "validation"} & set(part.needs)):
             raise ValueError(f"capturable=True: {type(part).__name__} needs {asks}, which a graph does not record")
 
 
