@@ -16,7 +16,7 @@ import torch
 from normgeo.linalg import syrk
 torch.manual_seed(0)
 syrk.TILE, syrk.DEPTH = 16, 16
-for count, m, n in ((1, 16, 16), (2, 33, 40), (1, 50, 17), (3, 5, 70)):
+for count, m, n in ((2, 33, 20), (1, 5, 40)):
     for dtype, error in ((torch.float32, 1e-5), (torch.float16, 2e-3)):
         x = (torch.randn(count, m, n) / n**0.5).to(dtype)
         r = torch.randn(count, m, m)

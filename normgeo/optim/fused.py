@@ -65,7 +65,7 @@ class Fused:
         return Fused, (self.compile,)
 
 
-def _own(function: FunctionType) -> Callable[..., Tensor]:
+def _own(function: Any) -> Callable[..., Tensor]:
     """A copy with code of its own: torch counts recompilations by code, over all optimizers of the program."""
     return FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
 
