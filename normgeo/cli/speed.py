@@ -27,8 +27,11 @@ PICTURE = "speed.png"
     "--only", default="", help="Words in the names of optimizers, separated by commas; torch Muon always runs."
 )
 @click.option("--tokens", type=int, default=0, help="Also the share of a training step with batches of so many tokens.")
+@click.option("--compile", is_flag=True, help="Also compiled steps of norms without products.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/speed"), show_default=True, help="Folder.")
-def speed(width: str, depth: int, threads: int, seconds: float, device: str, only: str, tokens: int, out: Path) -> None:
+def speed(
+    width: str, depth: int, threads: int, seconds: float, device: str, only: str, tokens: int, compile: bool, out: Path
+) -> None:
     """Time optimizer steps beside torch's Muon and AdamW, in turn in one process, and beside their matrix products."""
     try:
         widths = [int(each) for each in width.split(",")]
@@ -43,7 +46,9 @@ def speed(width: str, depth: int, threads: int, seconds: float, device: str, onl
     rates = lab.machine_rates(where)
     words = [word.strip() for word in only.split(",") if word.strip()]
     timings = [timing for each in widths for timing in lab.time_steps(each, depth, where, seconds, words)]
-    entrywise = [] if words else [t for each in widths for t in lab.time_entrywise(each, depth, where, seconds / 3)]
+    entrywise = (
+        [] if words else [t for each in widths for t in lab.time_entrywise(each, depth, where, seconds / 3, compile)]
+    )
     accuracies = [accuracy for each in widths if each <= 1024 for accuracy in lab.accuracies(each, where)]
     report = Report(out)
     report.console.print(

@@ -173,7 +173,8 @@ FAST = PolarExpress((5, 5, 5, 9), dtype="mixed", gram=True, lower=4e-3)
 
 
 def in_dtype(dtype: torch.dtype, params: Iterable[Tensor] = ()) -> PolarExpress:
-    """`TIGHT` with all products in `dtype`, in the Gram form for 32 bits and more; on CPU float16, which is emulated there, becomes float32, and a line says so.
+    """`TIGHT` with all products in `dtype`, in the Gram form for 32 bits and more. On CPU float16, which is emulated there,
+    becomes float32, and a line says so.
 
     >>> in_dtype(torch.float32).dtype
     torch.float32

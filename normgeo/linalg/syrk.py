@@ -13,7 +13,7 @@ TILE, DEPTH = 128, 64
 
 
 @triton.jit
-def _kernel(x, r, out, m, n, xb, xm, xn, b, c, ADDS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr):
+def _kernel(x, r, out, m, n, xb, xm, xn, b, c, ADDS: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr):  # type: ignore[no-untyped-def]
     # Program p of a matrix is the tile (i, j), j ≤ i, counted along rows of the triangle: p = i(i + 1)/2 + j.
     p = tl.program_id(0)
     i = ((tl.sqrt(8.0 * p + 1.0) - 1.0) / 2.0).to(tl.int32)
