@@ -312,8 +312,14 @@ class Plan:
         found = self.find(model)
         moving = [leaf for leaf in self.leaves if found[leaf.parameter].requires_grad]
         reasons = [f"{leaf.name}: x·μ is {_how(leaf)}" for leaf in moving if leaf.known != "bound"]
-        sizes = self.sizes(model)
-        reasons += [f"{n}: its norm is {s:.4g}, outside the unit ball" for n, s in sizes.items() if not s <= 1 + 1e-5]
+        sizes, traced = self.sizes(model), {leaf.name: leaf.at for leaf in self.leaves if leaf.at is not None}
+        reasons += [
+            f"{n}: its norm is {sizes[n]:.4g}, and it was traced at {at:.4g}; compile again"
+            for n, at in traced.items()
+            if not abs(sizes[n] - at) <= 1e-5 * max(at, 1e-5)
+        ]
+        inside = {n: s for n, s in sizes.items() if n not in traced}
+        reasons += [f"{n}: its norm is {s:.4g}, outside the unit ball" for n, s in inside.items() if not s <= 1 + 1e-5]
         return Verdict((*reasons, *self._larger(batch or ())))
 
     def _larger(self, batch: Sequence[Any]) -> list[str]:
