@@ -52,10 +52,10 @@ def compile(
     output: which of the tensors that the model gives counts, by name, position or function; by default the tensor itself,
     .logits, .last_hidden_state or the only floating tensor. sensitivity: "declared" by modules and roles; or at the example
     inputs "traced", from above (`normgeo.geometry.bounds`), or "measured", from below (`Plan.refresh`). masses, norms,
-    radii: values by pattern of leaf or module names; a mass is that of each leaf. budgets: by pattern of parameter names, operators on gradients in place of the dual of the leaf's norm,
-    `optim.Operate(budget)`; filters, in place of the momentum too, `optim.Filter(budget)`; or one of these. roles: what
-    parameters are used as, by pattern, in place of what is found. splits: blocks of fused parameters, as
-    `{"*.qkv": "(three h d) i -> three h d i"}`.
+    radii: values by pattern of leaf or module names; a mass is that of each leaf. budgets: by pattern of parameter names,
+    operators on gradients in place of the dual of the leaf's norm, `optim.Operate(budget)`; filters, in place of the
+    momentum too, `optim.Filter(budget)`; or one of these. roles: what parameters are used as, by pattern, in place of what
+    is found. splits: blocks of fused parameters, as `{"*.qkv": "(three h d) i -> three h d i"}`.
     strict=True makes an assumed factor an error. Nothing is JIT-compiled, and the model is left as it was.
 
     >>> import torch, normgeo as ng

@@ -28,7 +28,7 @@ def traced(
     output: str | int | Callable[[Any], Any] | None,
     strict: bool = False,
 ) -> Plan:
-    """The plan with x·μ of every leaf from above, at these inputs and the model's present weights, and the radii that follow.
+    """The plan with x·μ of every leaf from above, at these inputs and the present weights, and the radii that follow.
     Radii that were given stay. What an expert would do that the inputs were not routed to remains assumed."""
     recording = record(unwrapped(model), args, kwargs, output)
     reader = Reader(recording)
@@ -37,13 +37,17 @@ def traced(
     found = plan.find(model)
     bound = bounds(recording, plan.leaves, found, plan.axis, declared)
     total, sizes = plan.mass, plan.sizes(model)
-    leaves = tuple(_traced(leaf, bound.products[leaf.name], bound.sizes[leaf.name], total, sizes) for leaf in plan.leaves)
+    leaves = tuple(
+        _traced(leaf, bound.products[leaf.name], bound.sizes[leaf.name], total, sizes) for leaf in plan.leaves
+    )
     if strict and (unknown := [leaf.name for leaf in leaves if leaf.known == "assumed"]):
         raise GeometryError(
             f"{some(unknown)}: the way to the output leads through operations without a rule ({some(bound.assumed)}); "
             f"declare them with @normgeo.geometry.linearization or drop strict=True"
         )
-    again = plan.rebuild and functools.partial(_again, plan.rebuild, args=args, kwargs=kwargs, output=output, strict=strict)
+    again = plan.rebuild and functools.partial(
+        _again, plan.rebuild, args=args, kwargs=kwargs, output=output, strict=strict
+    )
     return dataclasses.replace(plan, leaves=leaves, assumed={**plan.assumed, **bound.assumed}, rebuild=again)
 
 

@@ -1,4 +1,4 @@
-"""Products that sum over an axis, y = Σ_k a·b. With matrices A (m, k) and B (k, n) on the axes that they share with nothing,
+"""Products that sum over an axis, y = Σ_k a·b. With matrices A (m, k) and B (k, n) on axes that they do not share,
 a change of A is measured by y in one of three ways, and each is a bound in the next:
 
     over n of B:   RMS_n(dA·B) ≤ √(|k|/|n|)·σ_max(B)·RMS_k(dA),   ≤ max_k RMS_n(B)·Σ_k|dA|,   ≤ Σ_k RMS_n(B)·max|dA|
@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normgeo.geometry.bounds.ball import matrix_gain
+from normgeo.geometry.bounds.ball import matrix_gain, unscaled
 from normgeo.geometry.bounds.local import Local, Measure, stretch
 from normgeo.geometry.bounds.tracer import Linearized, Piece, linearization
 from normgeo.geometry.operations.contraction import LETTERS, _letters
 from normgeo.geometry.record import Value
+from normgeo.norms import RMSToRMS
 
 __all__ = ["bias_piece", "steepest"]
 
@@ -92,17 +93,23 @@ def _measured(op: Linearized, sides: Sequence[Side]) -> tuple[int, ...]:
     for side in sides:
         features = set() if side.local is None else set(side.local.features())
         keeps.append(bool(features & set(side.own)) and not features & set(side.shared))
-    weights = [side.local is None or not op.tracer.is_node(side.local.root) for side in sides]
+    matrices = [side.local is not None and _has_matrices(op, side.local) for side in sides]
     if op.name in ("linear", "addmm", "grouped_mm"):
-        weights[0] = False
-    for side, other, weight in zip(sides, sides[::-1], weights, strict=True):
-        if weight and weights[0] != weights[1]:
-            return other.own_out if keeps[sides.index(other)] else side.own_out
+        matrices = [False, True]
+    fixed = [side.local is None for side in sides] if matrices[0] == matrices[1] else matrices
+    if fixed[0] != fixed[1]:
+        k = fixed.index(True)
+        return sides[1 - k].own_out if keeps[1 - k] else sides[k].own_out
     sums = [_is_sum(side) for side in sides]
     for k in (0, 1):
         if keeps[k] and (sums[1 - k] or not keeps[1 - k]):
             return sides[k].own_out
     return ()
+
+
+def _has_matrices(op: Linearized, local: Local) -> bool:
+    names = {each[0].name for each in local.root.sources}
+    return any(leaf.name in names and isinstance(unscaled(leaf.norm)[0], RMSToRMS) for leaf in op.tracer.leaves)
 
 
 def _is_sum(side: Side) -> bool:
@@ -230,7 +237,7 @@ def einsum(op: Linearized) -> Any:
     letters = [t.replace("...", longest[len(longest) - len(d) :]) for t, d in zip(terms, dots, strict=True)]
     if any(len(set(each)) < len(each) for each in letters):
         return op.tracer.unknown(op)
-    return contract(op, *values, [*letters, right.replace("...", longest)])
+    return contract(op, values[0], values[1], [*letters, right.replace("...", longest)])
 
 
 @linearization("grouped_mm", "grouped_mm_fallback")

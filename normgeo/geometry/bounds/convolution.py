@@ -1,4 +1,4 @@
-"""Convolutions: at an output pixel a matrix times a patch, whose RMS is at most that of the largest pixel (`norms.Conv`)."""
+"""Convolutions: at an output pixel a matrix times a patch with an RMS of at most that of the largest pixel."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import math
 from typing import Any
 
 from normgeo.geometry.bounds.ball import unscaled
-from normgeo.geometry.bounds.contraction import bias_piece
 from normgeo.geometry.bounds.local import Measure, stretch
 from normgeo.geometry.bounds.tracer import Linearized, linearization
 from normgeo.norms import Conv, ConvTransposed
-
-NAMES = ("input", "weight", "bias", "stride", "padding")
 
 
 @linearization("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -29,7 +26,7 @@ def conv(op: Linearized) -> Any:
     pieces = [(op.local(0, "input"), measure, max(1.0, float(norm.norm(w.double()))))]
     if bias is not None:
         # A vector of channels, which are not on the last axis.
-        pieces += [(_along(bias, shape, measure.axes[0]), measure, 1.0)]
+        pieces += [(bias.along(shape, measure.axes[0]), measure, 1.0)]
     uses = []
     weight = op.local(1, "weight")
     if weight is not None:
@@ -48,16 +45,3 @@ def conv(op: Linearized) -> Any:
             else:
                 return op.tracer.unknown(op)
     return op.node(measure, pieces, uses)
-
-
-def _along(bias: Any, shape: tuple[int, ...], axis: int) -> Any:
-    from normgeo.geometry.bounds.local import Local, Term
-
-    def spread(t: Any) -> Any:
-        return t.reshape([-1 if a == axis else 1 for a in range(len(shape))]).expand(shape)
-
-    terms = [Term(spread(bias.numbers(t)), None if t.slope is None else spread(t.slope)) for t in bias.terms]
-    return Local(bias.root, shape, tuple(terms))
-
-
-__all__ = ["bias_piece", "conv"]

@@ -1,15 +1,16 @@
-"""Functions of single entries, of one tensor or several, broadcast: dy_i = Σ over arguments of slope_i·dx_i, with the slopes
+"""Functions of single entries, of one tensor or several, broadcast: dy_i = Σ over arguments of slope_i·dx_i, with slopes
 at the recorded point, found by differentiating the function itself."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from normgeo.geometry.bounds.local import Local, Measure, Term, merged, stretch
+from normgeo.geometry.bounds.local import Local, Measure, Root, Term, merged, stretch
 from normgeo.geometry.bounds.tracer import MOST_TERMS, Linearized, linearization
 from normgeo.geometry.factor import assumed, bound
 from normgeo.geometry.operations.elementwise import ELSEWHERE, PRODUCTS, STEEPEST, SUMS
@@ -19,10 +20,9 @@ from normgeo.geometry.record import Call, Value
 __all__ = ["combined"]
 
 BETWEEN = {
-    "maximum", "minimum", "where", "masked_fill", "lerp", "addcmul", "addcdiv", "logaddexp", "hypot", "fmax", "fmin", "prelu",
-    "nan_to_num", "positive", "clip", "max", "min",
+    "maximum", "minimum", "where", "masked_fill", "lerp", "addcmul", "addcdiv", "logaddexp", "hypot", "fmax", "fmin",
 }  # fmt: skip
-ENTRYWISE = (STEEPEST.keys() | ELSEWHERE | SUMS | PRODUCTS | BETWEEN) - {"glu", "softmin", "gumbel_softmax", "max", "min"}
+ENTRYWISE = (STEEPEST.keys() | ELSEWHERE | SUMS | PRODUCTS | BETWEEN) - {"glu", "softmin", "gumbel_softmax"}
 TIMES = {"mul", "rmul", "imul", "multiply"}
 
 
@@ -41,23 +41,25 @@ def entrywise(op: Linearized) -> Any:
     return combined(op, parts, floored=op.name in TIMES)
 
 
-def combined(op: Linearized, parts: list[tuple[Local, Tensor | None]], floored: bool = False, output: int = 0) -> Local:
+def combined(
+    op: Linearized, parts: Sequence[tuple[Local, Tensor | None]], floored: bool = False, output: int = 0
+) -> Local:
     """Σ slope·part: entry by entry if all have one root, else a node. floored: a slope of a product with something that
     has another root counts as at least 1."""
-    roots = {id(local.root): local.root for local, _ in parts}
-    whole = {
-        key: merged([_scaled(local, slope) for local, slope in parts if local.root is root])
-        for key, root in roots.items()
-    }
-    if len(roots) == 1 and len(first := next(iter(whole.values())).terms) <= MOST_TERMS:
-        return next(iter(whole.values())) if first else parts[0][0]
+    by_root: dict[int, list[tuple[Local, Tensor | None]]] = {}
+    for local, slope in parts:
+        by_root.setdefault(id(local.root), []).append((local, slope))
+    whole = [merged([_scaled(local, slope) for local, slope in each]) for each in by_root.values()]
+    steep = not all(slope is None or bool(slope.isfinite().all()) for _, slope in parts)
+    if len(whole) == 1 and len(whole[0].terms) <= MOST_TERMS and not steep:
+        return whole[0]
     measure = Measure(_features([local for local, _ in parts], op.tracer.is_node))
-    pieces = [(local, measure, 1.0) for local in whole.values()]
-    known = bound if all(s is None or bool(s.isfinite().all()) for _, s in parts) else assumed
     if floored:
-        bare = {key: merged([local for local, _ in parts if local.root is root]) for key, root in roots.items()}
-        pieces = [(_larger(whole[key], bare[key], measure), measure, 1.0) for key in roots]
-    return op.node(measure, pieces, known=known, output=output)
+        bare = [merged([local for local, _ in each]) for each in by_root.values()]
+        whole = [_larger(a, b, measure) for a, b in zip(whole, bare, strict=True)]
+    if steep:
+        op.tracer.assumed[op.name] = op.tracer.assumed.get(op.name, 0) + 1
+    return op.node(measure, [(x, measure, 1.0) for x in whole], known=assumed if steep else bound, output=output)
 
 
 def _larger(a: Local, b: Local, measure: Measure) -> Local:
@@ -73,7 +75,7 @@ def _scaled(local: Local, slope: Tensor | None) -> Local:
     return local if slope is None else local.scaled(slope.nan_to_num(0.0, 0.0, 0.0))
 
 
-def _features(locals_: list[Local], is_node: Any) -> tuple[int, ...]:
+def _features(locals_: list[Local], is_node: Callable[[Root], bool]) -> tuple[int, ...]:
     """The axes of the features of what is combined: those of the tensor that has most."""
     sums = [local for local in locals_ if is_node(local.root)] or locals_
     each = [(Measure(axes).count(local.shape), axes) for local in sums if (axes := local.features()) is not None]
@@ -81,9 +83,10 @@ def _features(locals_: list[Local], is_node: Any) -> tuple[int, ...]:
 
 
 def _slopes(call: Call, moving: list[Value], shape: tuple[int, ...]) -> list[Tensor | None]:
-    """∂y/∂x of every argument that moves, entry by entry."""
-    if call.name in {"add", "radd", "iadd"} and not call.kwargs and all(x.shape == shape for x in moving):
-        return [None] * len(moving) if len(moving) == sum(isinstance(x, Value) for x in call.args) else _exact(call, moving, shape)
+    """∂y/∂x of every argument that moves, entry by entry; None for 1."""
+    given = [x.index for x in call.inputs]
+    if call.name in {"add", "radd", "iadd"} and not call.kwargs and len(set(given)) == len(given):
+        return [None] * len(moving)
     return _exact(call, moving, shape)
 
 
@@ -146,6 +149,20 @@ def _source(value: Value) -> Value:
     while value.call is not None and value.call.name in COPIES:
         value = value.call.inputs[0]
     return value
+
+
+@linearization("prelu")
+def prelu(op: Linearized) -> Local:
+    """x where it is positive, else w·x with a w for all or for each channel."""
+    x, w = op.tensor(0), op.tensor(1, "weight")
+    shape = tuple(x.shape)
+    local, weight = op.local(0), op.local(1, "weight")
+    wide = w.reshape([-1 if a == 1 else 1 for a in range(x.ndim)]).expand(shape) if x.ndim > 1 else w.expand(shape)
+    parts: list[tuple[Local, Tensor | None]] = [] if local is None else [(local, torch.where(x > 0, 1.0, wide))]
+    if weight is not None:
+        spread = weight.along(shape, 1) if x.ndim > 1 and w.numel() > 1 else weight.expanded(shape)
+        parts.append((spread, x.clamp_max(0)))
+    return combined(op, parts)
 
 
 @linearization("glu")

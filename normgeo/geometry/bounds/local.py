@@ -102,7 +102,7 @@ class Root:
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """c·x_j for every entry: `index` has j (None: the entry itself), `slope` c (None: 1). Where j is -1 there is nothing."""
+    """c·x_j for every entry: `index` has j (None: the entry itself), `slope` c (None: 1). Nothing where j is -1."""
 
     index: Tensor | None = None
     slope: Tensor | None = None
@@ -134,6 +134,15 @@ class Local:
         terms = [
             Term(self.numbers(t).expand(shape), None if t.slope is None else t.slope.expand(shape)) for t in self.terms
         ]
+        return replace(self, shape=tuple(shape), terms=tuple(terms))
+
+    def along(self, shape: Sequence[int], axis: int) -> Local:
+        """A vector, the same everywhere but along an axis of a tensor of this shape."""
+
+        def spread(x: Tensor) -> Tensor:
+            return x.reshape([-1 if a == axis else 1 for a in range(len(shape))]).expand(tuple(shape))
+
+        terms = [Term(spread(self.numbers(t)), None if t.slope is None else spread(t.slope)) for t in self.terms]
         return replace(self, shape=tuple(shape), terms=tuple(terms))
 
     def features(self) -> tuple[int, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from normgeo.geometry.bounds.local import Local, Measure, Term
 from normgeo.geometry.bounds.tracer import Linearized, linearization
 
@@ -16,19 +18,15 @@ def embedding(op: Linearized) -> Any:
         return None
     shape, width = tuple(op.outputs[0].shape), weight.shape[-1]
     if weight.plain:
-        places = ids.unsqueeze(-1) * width + op.tensor(1, "weight").new_zeros(1, width).long() + _range(width)
+        places = ids.unsqueeze(-1) * width + torch.arange(width)
         slope = weight.terms[0].slope
         terms: tuple[Term, ...] = (Term(places, None if slope is None else slope.expand(weight.shape)[ids]),)
     else:
         terms = tuple(
-            replace(t, index=weight.numbers(t)[ids], slope=None if t.slope is None else t.slope.expand(weight.shape)[ids])
+            replace(
+                t, index=weight.numbers(t)[ids], slope=None if t.slope is None else t.slope.expand(weight.shape)[ids]
+            )
             for t in weight.terms
         )
     measure = Measure((len(shape) - 1,))
     return op.node(measure, [(Local(weight.root, shape, terms), measure, 1.0)])
-
-
-def _range(n: int) -> Any:
-    import torch
-
-    return torch.arange(n)

@@ -20,7 +20,7 @@ STILL = COPIES | {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropo
 STILL |= {"requires_grad", "pin_memory", "positive", "nan_to_num", "resolve_conj", "conj"}
 JOINS = ("cat", "concat", "concatenate", "stack", "hstack", "vstack", "column_stack")
 PICKS = ("gather", "take", "take_along_dim", "index_select", "index", "masked_select")
-WRITES = ("index_put", "index_copy", "scatter", "masked_scatter", "slice_scatter", "select_scatter")
+WRITES = ("index_put", "index_copy", "scatter", "masked_scatter", "copy", "slice_scatter", "select_scatter")
 FILLS = {"pad": 3, "constant_pad_nd": 2}
 """how many arguments come before the number that is filled in"""
 
@@ -66,7 +66,9 @@ def index_add(op: Linearized) -> Any:
 
 def _places(x: Tensor, dim: int, index: Tensor) -> Tensor:
     numbers = torch.arange(x.numel()).reshape(x.shape)
-    return numbers[tuple(slice(0, n) if a != dim % x.ndim else slice(None) for a, n in enumerate(index.shape))].gather(dim, index)
+    return numbers[tuple(slice(0, n) if a != dim % x.ndim else slice(None) for a, n in enumerate(index.shape))].gather(
+        dim, index
+    )
 
 
 @linearization("topk", "sort", "kthvalue", "median", "mode", "cummax", "cummin")
@@ -107,7 +109,7 @@ def extremes(op: Linearized) -> Any:
     return rearranged(op, run)
 
 
-@linearization(*CUTS, "argmax", "argmin", "bincount", "histc", "one_hot", "arange", "sign", "round", "floor", "ceil", "trunc")
+@linearization(*CUTS, "zero", "fill", "argmax", "argmin", "sign", "round", "floor", "ceil", "trunc")
 def cuts(op: Linearized) -> None:
     """No derivative passes."""
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normgeo.geometry.bounds.convolution import _along
 from normgeo.geometry.bounds.local import Local, Measure
 from normgeo.geometry.bounds.tracer import Linearized, Piece, linearization
 
@@ -98,6 +97,6 @@ def _affine(
     for given, slope in ((weight, normal), (bias, None)):
         local = None if given is None else op.local(given)
         if local is not None:
-            wide = local.expanded(shape) if len(local.shape) > 1 else _along(local, shape, axis)
+            wide = local.expanded(shape) if len(local.shape) > 1 else local.along(shape, axis)
             pieces.append((wide if slope is None else wide.scaled(slope), measure, 1.0))
     return op.node(measure, pieces)

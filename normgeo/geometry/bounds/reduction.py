@@ -1,5 +1,5 @@
-"""Means, sums, pools. A mean over axes A is at most the RMS over them (Jensen), so RMS over F\\A of a mean is at most RMS over
-F ∪ A of what goes in."""
+"""Means, sums, pools. A mean over axes A is at most the RMS over them (Jensen), so RMS over F - A of a mean is at most RMS
+over F ∪ A of what goes in."""
 
 from __future__ import annotations
 
@@ -101,7 +101,9 @@ def max_pool(op: Linearized) -> Any:
     spatial = int(op.name[-2])
     whole = getattr(functional, f"{op.name}_with_indices")
     options = {key: x for key, x in op.call.kwargs.items() if key not in ("input", "return_indices")}
-    places = ("kernel_size", "stride", "padding", "dilation", "ceil_mode") if "adaptive" not in op.name else ("output_size",)
+    places = (
+        ("kernel_size", "stride", "padding", "dilation", "ceil_mode") if "adaptive" not in op.name else ("output_size",)
+    )
     options |= dict(zip(places, op.call.args[1:], strict=False))
     _, at = whole(op.tensor(0, "input"), **options)
 

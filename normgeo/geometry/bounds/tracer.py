@@ -43,8 +43,8 @@ R = TypeVar("R", bound=Rule)
 
 
 def linearization(*functions: str | Callable[..., Any]) -> Callable[[R], R]:
-    """Declare how much a torch function can stretch a change, by itself or by its name, for `sensitivity="traced"`. The rule
-    gets a `Linearized` and returns the derivative of its output (a tuple for several outputs).
+    """Declare how much a torch function can stretch a change, by itself or by its name, for `sensitivity="traced"`. The
+    rule gets a `Linearized` and returns the derivative of its output (a tuple for several outputs).
 
     >>> import torch, normgeo as ng
     >>> @ng.geometry.linearization("logcumsumexp")
@@ -215,7 +215,9 @@ class Tracer:
         self.graph.path = [call.path] if call and call.path else []
         inputs: list[Node] = [self.graph.nodes[i] for i in edges]
         name = call.name if call else "output"
-        made = self.graph.op(name, *inputs, slots=[known(x) for x in edges.values()], size=bound(1.0), features=0, axis=-1)
+        made = self.graph.op(
+            name, *inputs, slots=[known(x) for x in edges.values()], size=bound(1.0), features=0, axis=-1
+        )
         self.uses += [(leaf, made.index, known(x)) for leaf, x in named.items()]
         root = Root(shape, [[Source(made.index, measure.count(shape), measure)]])
         return Local(root, shape, (Term(),))
@@ -230,9 +232,7 @@ class Tracer:
 
     def stretched(self, local: Local, needed: Measure) -> list[tuple[int | str, float]]:
         """By how much each source of the root can change dy in this measure."""
-        return [
-            (each[0].name, min(stretch(local, source, needed) for source in each)) for each in local.root.sources
-        ]
+        return [(each[0].name, min(stretch(local, source, needed) for source in each)) for each in local.root.sources]
 
     def _call(self, call: Call) -> None:
         op = Linearized(self, call)
@@ -256,7 +256,9 @@ class Tracer:
         out = []
         for k, value in enumerate(op.outputs):
             shape = tuple(value.shape)
-            axes = tuple(a for a in locals_[0].features() if locals_[0].shape == shape) or (len(shape) - 1,) * bool(shape)
+            axes = tuple(a for a in locals_[0].features() if locals_[0].shape == shape) or (len(shape) - 1,) * bool(
+                shape
+            )
             gains = [slot.value for slot in slots] if told else [1.0] * len(locals_)
             pieces = [(x, Measure(x.features()), gain) for x, gain in zip(locals_, gains, strict=True)]
             out.append(op.node(Measure(axes), pieces, known=bound if told else assumed, output=k))
