@@ -158,6 +158,8 @@ ALONE = {
     "mean over features": (lambda x: x.mean(-1, keepdim=True), -1, 0.99),
     "sum": (lambda x: x.sum(-1, keepdim=True), -1, 0.99),
     "variance": (lambda x: x.var(-1, keepdim=True), -1, 0.99),
+    "deviation": (lambda x: x.std(-1, keepdim=True, correction=0), -1, 0.99),
+    "prelu": (lambda x: functional.prelu(x, torch.arange(1.0, D + 1).double() / 9), -1, 0.99),
     "length": (lambda x: x.norm(dim=-1, keepdim=True), -1, 0.99),
     "cumsum": (lambda x: x.cumsum(0), -1, 0.99),
     "topk": (lambda x: x.topk(2, -1)[0], -1, 0.99),
@@ -390,6 +392,29 @@ def test_what_has_no_rule_is_assumed_and_a_rule_mends_it():
     finally:
         del RULES["special_i0e"]
     assert {leaf.known for leaf in mended.leaves} == {"bound"}
+
+
+def test_complex_numbers_are_assumed_and_not_lost():
+    class Turned(nn.Linear):
+        def forward(self, x):
+            y = torch.view_as_complex(super().forward(x).unflatten(-1, (-1, 2)))
+            return torch.view_as_real(y * torch.polar(torch.ones(2), torch.arange(2.0))).flatten(-2)
+
+    plan = ng.compile(Turned(8, 4), (torch.ones(1, 8),), sensitivity="traced")
+    assert {leaf.known for leaf in plan.leaves} == {"assumed"}
+    assert set(plan.assumed) == {"view_as_complex", "mul", "view_as_real"}
+
+
+def test_a_slope_that_is_infinite_is_assumed():
+    class Root(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).relu().sqrt()
+
+    model = Root(8, 4)
+    nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
+    plan = ng.compile(model, (torch.ones(1, 8),), sensitivity="traced")
+    assert plan.assumed == {"sqrt": 1}
+    assert not plan.holds(model)
 
 
 def test_a_rule_for_the_operation_with_bounds_serves():

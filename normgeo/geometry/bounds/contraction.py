@@ -119,7 +119,8 @@ def _is_sum(side: Side) -> bool:
 
 def _options(side: Side, other: Side, measure: Measure) -> list[tuple[Measure, float]]:
     """How a change of one side may be measured, and how much the other one stretches that."""
-    b = other.matrices.double()  # (batch, n, k)
+    b = other.matrices  # (batch, n, k)
+    b = b if b.numel() > 1 << 20 else b.double()
     floor = 0.0 if other.local is None else 1.0
     count = b.shape[-1]
     rms = Measure(side.shared)

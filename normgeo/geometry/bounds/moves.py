@@ -137,7 +137,7 @@ def rearranged(op: Linearized, run: Run) -> Any:
             if each:
                 found[k].append((Local(local.root, tuple(op.outputs[k].shape), tuple(each)), None))
     out = tuple(
-        combined(op, parts, output=k) if parts and op.outputs[k].tensor.is_floating_point() else None
+        combined(op, parts, output=k) if parts else None
         for k, parts in enumerate(found)
     )
     return out if len(out) > 1 else out[0]

@@ -55,12 +55,21 @@ def sum_(op: Linearized) -> Any:
 @linearization("var")
 def var(op: Linearized) -> Any:
     """d var = 2·mean of (x - mean)·dx ≤ 2·std·RMS(dx), times n/(n - 1)."""
-    if isinstance(op.argument(1, "dim", None), bool):
+    return _deviation(op, 2 * math.sqrt(float(op.outputs[0].tensor.amax())))
+
+
+@linearization("std")
+def std(op: Linearized) -> Any:
+    """d std = d var/(2·std)."""
+    return _deviation(op, 1.0)
+
+
+def _deviation(op: Linearized, gain: float) -> Any:
+    n, named = _count(op), op.call.kwargs
+    correction = named.get("correction", 0 if named.get("unbiased") is False else 1)
+    if isinstance(op.argument(1, "dim", None), bool) or len(op.call.args) > 2 or n <= correction:
         return op.tracer.unknown(op)
-    n = _count(op)
-    correction = op.call.kwargs.get("correction", 0 if op.call.kwargs.get("unbiased") is False else 1)
-    largest = float(op.outputs[0].tensor.amax())
-    return _reduced(op, 2 * math.sqrt(largest * n / max(n - correction, 1)))
+    return _reduced(op, gain * math.sqrt(n / (n - correction)))
 
 
 @linearization("norm", "vector_norm", "linalg_vector_norm")

@@ -209,9 +209,9 @@ class Tracer:
                 target[name] = target.get(name, 0.0) + factor * gain
         for name, factor in uses:
             named[name] = named.get(name, 0.0) + factor
-        for value in (*edges.values(), *named.values()):
-            if not math.isfinite(value):
-                known = _assumed_one
+        if call is not None and not all(map(math.isfinite, (*edges.values(), *named.values()))):
+            self.assumed[call.name] = self.assumed.get(call.name, 0) + 1
+            known = _assumed_one
         self.graph.path = [call.path] if call and call.path else []
         inputs: list[Node] = [self.graph.nodes[i] for i in edges]
         name = call.name if call else "output"
@@ -236,14 +236,15 @@ class Tracer:
 
     def _call(self, call: Call) -> None:
         op = Linearized(self, call)
-        if not op.moving or not any(value.tensor.is_floating_point() for value in call.outputs):
+        if not op.moving or not any(_carries(value.tensor) for value in call.outputs):
             return
         rule = RULES.get(call.function) or RULES.get(call.name)
-        out = self.unknown(op) if rule is None else rule(op)
+        complex_ = any(value.tensor.is_complex() for value in (*op.moving, *call.outputs))
+        out = self.unknown(op) if rule is None or complex_ else rule(op)
         each = out if isinstance(out, tuple | list) else (out,) * len(call.outputs)
         for value, local in zip(call.outputs, each, strict=True):
             self.locals.pop(value.index, None)
-            if local is not None and value.tensor.is_floating_point():
+            if local is not None and _carries(value.tensor):
                 self.locals[value.index] = local
 
     def unknown(self, op: Linearized) -> tuple[Local, ...]:
@@ -269,6 +270,10 @@ def _index(root: Root) -> int:
     index = root.sources[0][0].name
     assert isinstance(index, int)
     return index
+
+
+def _carries(x: Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()
 
 
 def _assumed_one(value: float) -> Factor:
