@@ -136,10 +136,7 @@ def rearranged(op: Linearized, run: Run) -> Any:
         for k, each in enumerate(terms):
             if each:
                 found[k].append((Local(local.root, tuple(op.outputs[k].shape), tuple(each)), None))
-    out = tuple(
-        combined(op, parts, output=k) if parts else None
-        for k, parts in enumerate(found)
-    )
+    out = tuple(combined(op, parts, output=k) if parts else None for k, parts in enumerate(found))
     return out if len(out) > 1 else out[0]
 
 
