@@ -2,8 +2,8 @@
 
 `python examples/momentum_by_norm.py TEXT 64 200` takes a text, a width and a number of steps. First, by how the gradients
 of a run at the default agree with themselves (lag curves): S[k]/S[0] and the momentum β* that `rules.best_momentum` makes
-of them, with and without their mean, by role. Then, by training: for every norm the best lr of a factor-2 grid at β = .9, and
-there the validation losses of other β.
+of them, with and without their mean, by role. Then, by training: for every norm the best lr of a factor-2 grid at β = .9,
+and there the validation losses of other β.
 """
 
 import sys

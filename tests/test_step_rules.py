@@ -519,19 +519,19 @@ def test_idbd_finds_the_weights_that_matter():
 # ---- horizon
 
 
-@pytest.mark.parametrize("total", [8, None])
-def test_auto_is_escape_velocity_over_the_root_of_the_horizon(total):
+def test_auto_is_escape_velocity_over_the_root_of_the_horizon():
     """On a linear loss D goes 1, ..., as far as the weights have come along it; the sizes follow by the formula."""
     norm = ng.norms.Linf()
     w = start(norm)
     c, at = gaussian(*w.shape, seed=9), [w.detach().clone()]
+    total = 8
     opt = alone(w, norm, step=Auto(total, warmup=0))
     for _ in range(8):
         run(opt, w, lambda w: (w * c).sum())
         at.append(w.detach().clone())
     D, far = 1.0, 0.0
     for t, (a, b) in enumerate(pairwise(at)):
-        size = D * SCALE * ((1 - t / total) / total**0.5 if total else (t + 1) ** -0.5)
+        size = D * SCALE * (1 - t / total) / total**0.5
         assert float(norm.norm(b - a)) == pytest.approx(size)
         D, far = max(D, far), far + size
     assert far > 3
@@ -659,8 +659,9 @@ def test_state_of_one_rule_is_not_loaded_into_another():
         (lambda: Hypergradient(rate=-1.0), "rate must be a finite number > 0"),
         (lambda: Hypergradient(rate=1.0), "must be < 1"),
         (lambda: IDBD(rate=0.0), "rate must be a finite number > 0"),
-        (lambda: Auto(0), "0 ≤ warmup < total"),
-        (lambda: Auto(warmup=-1), "warmup must be a whole number ≥ 0"),
+        (lambda: Auto(0), "Auto: total must be a whole number ≥ 1"),
+        (lambda: Auto(20), "0 ≤ warmup < total"),
+        (lambda: Auto(50, warmup=-1), "Auto: warmup must be a whole number ≥ 0"),
     ],
 )
 def test_nonsense_is_refused(make, message):

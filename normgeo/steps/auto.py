@@ -7,7 +7,7 @@ from torch import Tensor
 
 from normgeo.steps.base import Stats, StepSize, StepState
 from normgeo.steps.escape import distance
-from normgeo.steps.schedules import Linear, Warmup, whole
+from normgeo.steps.schedules import Linear, whole
 
 __all__ = ["SCALE", "Auto"]
 
@@ -26,20 +26,22 @@ class Auto(StepSize):
     noise, as on a quadratic, the last steps are too long. Sources: Defazio et al., arXiv 2310.07831, for the schedule;
     Defazio and Mishchenko, arXiv 2301.07733, for the distance.
 
-    Without `total` the size is SCALE·D_t/√(t + 1), to be evaluated with an average (`iterate=ng.optim.BEMA()`).
-
     >>> import normgeo as ng
     >>> opt = ng.optimizer(ng.nn.Linear(4, 2), step=Auto(total=1000))
     """
 
-    total: int | None = None
+    total: int
     warmup: int = 20
     needs = {"moves": 1}  # noqa: RUF012
 
     def __post_init__(self) -> None:
+        whole("Auto", "total", self.total)
         whole("Auto", "warmup", self.warmup, at_least=0)
-        if self.total is not None:
-            Linear(self.total, self.warmup)  # says what is wrong with them
+        self._down  # noqa: B018  says what is wrong with both
+
+    @property
+    def _down(self) -> Linear:
+        return Linear(self.total, self.warmup)
 
     def init(self, W: Tensor) -> dict[str, Tensor]:
         return {"start": W.clone()}
@@ -47,13 +49,7 @@ class Auto(StepSize):
     def init_shared(self) -> dict[str, float]:
         return {"distance": 1.0}
 
-    def at(self, t: Tensor) -> Tensor:
-        """The value at any number of completed steps, elementwise, for D = 1."""
-        if self.total is not None:
-            return SCALE / self.total**0.5 * Linear(self.total, self.warmup).at(t)
-        return SCALE * (t + 1).rsqrt() * Warmup(self.warmup).at(t)
-
     def value(self, stats: Stats, state: StepState) -> Tensor:
         D = state.shared["distance"]
         state.shared["distance"] = torch.maximum(D, distance(stats, state))
-        return D * self.at(stats.count)
+        return SCALE / self.total**0.5 * D * self._down.at(stats.count)
