@@ -18,7 +18,7 @@ from normgeo.lab.sweep import grid
 from normgeo.rules import LagCurve, Momentum, best_momentum
 
 torch.set_num_threads(1)
-given = sys.argv[1:4] if sys.argv[3:4] else None
+given = sys.argv[1:4] if sys.argv[3:4] and sys.argv[3].isdigit() else None
 width, steps, betas = (int(given[1]), int(given[2]), (0.5, 0.8, 0.9, 0.95, 0.98)) if given else (16, 10, (0.8, 0.9))
 sizes = {"context": 64, "batch": 16} if given else {"context": 8, "batch": 4}
 settings = lab.Settings(width=width, depth=2, steps=steps, warmup=min(20, steps // 5), **sizes)
