@@ -34,7 +34,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Local", "Measure", "Root", "Source", "Term", "merged", "stretch"]
+__all__ = ["Local", "Measure", "Root", "Source", "Term", "largest", "merged", "stretch"]
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,11 @@ def merged(locals_: Sequence[Local]) -> Local:
             a, b = (one if t.slope is None else t.slope for t in (terms[same], term))
             terms[same] = replace(term, slope=(a + b).expand(locals_[0].shape))
     return replace(locals_[0], terms=tuple(terms))
+
+
+def largest(local: Local, measure: Measure) -> float:
+    """The stretch of the source that is stretched most; of its balls the one that says least counts."""
+    return max(min(stretch(local, source, measure) for source in each) for each in local.root.sources)
 
 
 def stretch(local: Local, source: Source, measure: Measure) -> float:
