@@ -27,6 +27,7 @@ class EMA(Iterate):
     (tensor([3.]), tensor([2.]))
     """
 
+    entrywise = True
     beta: float = 0.999
 
     def __post_init__(self) -> None:
@@ -63,6 +64,7 @@ class BEMA(Iterate):
     tensor([0.9206])
     """
 
+    entrywise = True
     bias: float = 0.2
     power: float = 0.5
     rho: float = 10.0
@@ -111,6 +113,7 @@ class ScheduleFree(Iterate):
     (tensor([1.7500]), tensor([1.5000]))
     """
 
+    entrywise = True
     beta: float = 0.9
 
     def __post_init__(self) -> None:

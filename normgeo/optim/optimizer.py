@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,10 +20,16 @@ from normgeo.optim.direction import Direction
 from normgeo.optim.group import Group
 from normgeo.optim.guard import Guard, Policy, Verdict
 from normgeo.optim.iterate import Descent, Iterate
+from normgeo.optim.layout import local
 from normgeo.optim.options import KINDS, OPTIONS, check_leaves, check_lr, check_parts, decaying
+from normgeo.optim.ranks import Ranks, agree, as_dtensor, check_ranks, mean, ranks_of
+from normgeo.optim.sharing import share_out
 from normgeo.optim.stack import Parts, state_key
 from normgeo.rules import Momentum, Rule
 from normgeo.steps import Constant, StepSize
+
+if TYPE_CHECKING:
+    from torch.distributed import DeviceMesh, ProcessGroup
 
 __all__ = ["Optimizer"]
 
@@ -38,6 +44,10 @@ class Optimizer(torch.optim.Optimizer):
     (m_group/M)·lr_group is.
 
     With a part that needs "hvp" the closure returns the loss and does not call backward().
+
+    Parameters may be DTensors (`fully_shard`, tensor parallelism): directions are those of the whole weights, which meet
+    on one rank each. `ranks`, a process group or device mesh, is for weights of which every rank has a copy (DDP): these
+    ranks divide the duality maps among them, and losses that parts look at are averaged over them.
 
     >>> import torch, normgeo as ng
     >>> model = ng.nn.MLP(8, 16, 4)
@@ -58,6 +68,7 @@ class Optimizer(torch.optim.Optimizer):
         constraint: Constraint | None = None,
         decay: float | None = None,
         nonfinite: Policy = "skip",
+        ranks: ProcessGroup | DeviceMesh | None = None,
     ) -> None:
         if decay is not None:
             constraint = decaying(decay, constraint)
@@ -66,6 +77,7 @@ class Optimizer(torch.optim.Optimizer):
         self._signature: tuple[Any, ...] = ()
         self._evaluating = False
         self._guard = Guard(nonfinite)
+        self._ranks = None if ranks is None else ranks_of(ranks)
         self.parts: list[Parts] = []
         """what each parameter group is made to do"""
         self._default_parts = Parts(
@@ -128,28 +140,43 @@ class Optimizer(torch.optim.Optimizer):
             )
         groups = self._ready()
         params = self._trainable()
+        together = self._together(params)
+        check_ranks([part for parts in self.parts for part in parts], together)
         loss, graph = evaluate(closure, self.parts, params, any(group.due("hvp") for group in groups))
-        verdict = self._examine(params, loss)
+        seen = mean(together, torch.as_tensor(loss)) if together and self._ask("loss", "closure") else loss
+        verdict = self._examine(params, seen, together)
         if not verdict.step:
             return loss
         differentiates = any("hvp" in part.needs for parts in self.parts for part in parts)
         for number, (options, group) in enumerate(zip(self.param_groups, groups, strict=True)):
             # Once a group has moved, the loss at the start of the next one is another.
-            start = loss if number == 0 else None
-            line = None if closure is None else partial(Line, closure, params, differentiates, start)
-            group.advance(options, verdict, loss, graph, line)
+            start = seen if number == 0 else None
+            line = None if closure is None else partial(Line, closure, params, differentiates, start, together)
+            group.advance(options, verdict, seen, graph, line)
         return loss
 
-    def _examine(self, trainable: Sequence[Parameter], loss: Any) -> Verdict:
+    def _together(self, params: Sequence[Parameter]) -> list[Ranks]:
+        """The groups of ranks that train the same weights."""
+        meshes = dict.fromkeys(d.device_mesh for p in params if (d := as_dtensor(p)) is not None)
+        return list(dict.fromkeys([*map(ranks_of, meshes), *([self._ranks] if self._ranks else [])]))
+
+    def _ask(self, *needs: str) -> bool:
+        return any(need in part.needs for parts in self.parts for part in parts for need in needs)
+
+    def _examine(self, trainable: Sequence[Parameter], loss: Any, together: Sequence[Ranks]) -> Verdict:
         """Look for NaN and Inf, also in a loss that a part asked for."""
         found = {p: p.grad for p in trainable if p.grad is not None}
-        params, grads = list(found), list(found.values())
+        params, grads = list(found), [local(grad) for grad in found.values()]
         for p, grad in found.items():
             if grad.is_sparse:
                 name = self._leaves[p][0].parameter
                 raise ValueError(f"the gradient of {name} is sparse; norms need dense gradients: use a dense embedding")
-        asked = any("loss" in part.needs for parts in self.parts for part in parts)
-        verdict = self._guard(lambda: [self._leaves[p][0].parameter for p in params], grads, loss if asked else None)
+        verdict = self._guard(
+            lambda: [self._leaves[p][0].parameter for p in params],
+            grads,
+            loss if self._ask("loss") else None,
+            partial(agree, together),
+        )
         if verdict.finite is not None:
             verdict.position = {p: i for i, p in enumerate(params)}
         return verdict
@@ -165,13 +192,14 @@ class Optimizer(torch.optim.Optimizer):
         signature = tuple((p.requires_grad, p.dtype, p.device) for p in params)
         if self._bound is None or signature != self._signature:
             self._bound = [
-                Group(group["params"], self._leaves.__getitem__, parts, self.state)
+                Group(group["params"], self._leaves.__getitem__, parts, self.state, self._ranks is not None)
                 for group, parts in zip(self.param_groups, self.parts, strict=True)
             ]
             stacks = [stack for group in self._bound for stack in group.stacks]
             total = float(sum(float(stack.numbers["mass"].sum()) for stack in stacks))
             for stack in stacks:
                 stack.set_radii(total)
+            share_out(stacks, self._ranks)
             self._signature = signature
         return self._bound
 
@@ -201,7 +229,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._bound, self._signature, self._evaluating = None, (), False
+        self._bound, self._signature, self._evaluating, self._ranks = None, (), False, None
 
     # ---- looking
 

@@ -10,6 +10,7 @@ from torch.nn import Parameter
 
 from normgeo.constraints import Rate
 from normgeo.optim.closure import hessian_vector_product
+from normgeo.optim.exchange import Task
 from normgeo.optim.guard import Verdict
 from normgeo.optim.stack import Stack, like
 from normgeo.steps import Stats
@@ -27,8 +28,8 @@ def alive(stack: Stack, verdict: Verdict) -> Tensor | None:  # -> (n,) bool, Non
     return has if good is None else has & good.to(stack.device)
 
 
-def direct(stack: Stack, living: Tensor | None, stats: Stats, graph: dict[Parameter, Tensor] | None) -> Move:
-    """From gradients to the unit direction."""
+def direct(stack: Stack, living: Tensor | None, stats: Stats, graph: dict[Parameter, Tensor] | None) -> Task[Move]:
+    """From gradients to the unit direction; a task, because other ranks may have to help."""
     G, W, state = stack.grads(), stack.weights(), stack.state
     if living is not None:
         G = torch.where(living.to(G.device).reshape(stack.radius.shape), G, 0)
@@ -41,7 +42,7 @@ def direct(stack: Stack, living: Tensor | None, stats: Stats, graph: dict[Parame
     stack.direction.observe(G, state["direction"], seen)
     D = stack.constraint.direct(M, W, state["constraint"])
     if D is None:
-        D = stack.direction(M, state["direction"], W)
+        D = yield from stack.turn(M, W)
     return Move(G, M, D, W, stack.radius, stack.leaves)
 
 
