@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import random
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import normgeo as ng
@@ -121,3 +124,128 @@ def fsdp(model: nn.Module, mesh: Any = None, **options: Any) -> nn.Module:
     for part in (model.middle, model.up):
         fully_shard(part, mesh=mesh, **options)
     return fully_shard(model, mesh=mesh, **options)
+
+
+def placed(model: nn.Module, mesh: Any, choose: Callable[[str, Tensor], Sequence[Any]]) -> nn.Module:
+    """The model with DTensors for parameters."""
+    for name, p in list(model.named_parameters()):
+        module = model.get_submodule(name.rpartition(".")[0])
+        sharded = distribute_tensor(p.detach(), mesh, choose(name, p))
+        setattr(module, name.rpartition(".")[2], nn.Parameter(sharded))
+    return model
+
+
+def any_placement(seed: int, mesh: Any) -> Callable[[str, Tensor], list[Any]]:
+    """Each parameter cut along some axes, or none."""
+    draw = random.Random(seed)
+
+    def choose(name: str, p: Tensor) -> list[Any]:
+        return [draw.choice([Replicate(), *map(Shard, range(p.ndim))]) for _ in range(mesh.ndim)]
+
+    return choose
+
+
+def follow(
+    model: nn.Module, opt: Any, twin: nn.Module, alone: Any, steps: range, spoil: Callable[..., None] | None = None
+) -> None:
+    """Steps of both with the gradients of the twin, which every rank computes by itself."""
+    for step in steps:
+
+        def run(step: int = step, whose: Any = None) -> Tensor:
+            if whose is opt:
+                for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+                    q.data.copy_(whole(p))
+            alone.zero_grad()
+            loss = loss_of(twin, step)
+            loss.backward()
+            for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+                p.grad = None if q.grad is None else _like(q.grad, p)
+            return loss.detach()
+
+        run()
+        if spoil is not None:
+            spoil(step, model, twin)
+        with mock.patch("torch.distributed.is_initialized", return_value=False):
+            alone.step(lambda: loss_of(twin, step).detach())
+        opt.step(lambda: loss_of(twin, step).detach())
+
+
+def _like(grad: Tensor, p: Tensor) -> Tensor:
+    if not hasattr(p, "placements"):
+        return grad.clone()
+    return distribute_tensor(grad, p.device_mesh, p.placements)
+
+
+def pair(mesh: Any, seed: int, choose: Any = None, model: Any = None, **options: Any) -> tuple[Any, ...]:
+    model = model or network()
+    twin = copy.deepcopy(model)
+    plan = ng.compile(twin, (batch(0)[0],))
+    alone = plan.optimizer(twin, lr=0.1, **options)
+    model = placed(model, mesh, choose or any_placement(seed, mesh))
+    return model, plan.optimizer(model, lr=0.1, **options), twin, alone
+
+
+# ---- jobs
+
+
+def two_ranks(rank: int) -> None:
+    world = distributed.get_world_size()
+    warnings.simplefilter("ignore", UserWarning)  # torch's own, about views
+    # Batches of a rank's own, added up as a single process adds them up: equal to the bit over 50 steps.
+    assert beside(fsdp, rank, world) == 0
+    assert beside(ddp, rank, world, steps=10, ranks=distributed.group.WORLD) == 0
+    mesh = init_device_mesh("cpu", (world,))
+    model, opt, twin, alone = pair(mesh, 1, constraint=ng.constraints.Decay(0.1))
+    follow(model, opt, twin, alone, range(4))
+    assert apart(model, twin) == 0
+    one_bad_shard(model, opt, twin, alone, rank)
+    losses_and_refusals(rank, world)
+
+
+def one_bad_shard(model: nn.Module, opt: Any, twin: nn.Module, alone: Any, rank: int) -> None:
+    """NaN in a shard that one rank has: no rank moves, all say so, and by the same name."""
+
+    def spoil(step: int, model: nn.Module, twin: nn.Module) -> None:
+        twin.up.weight.grad[-1] = torch.nan
+        model.up.weight.grad = _like(twin.up.weight.grad, model.up.weight)
+
+    before, state = weights(model), whole(opt.state[model.up.weight]["rule.momentum"]).clone()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        follow(model, opt, twin, alone, range(4, 5), spoil)
+    assert sum("the gradient of up.weight: this step was skipped" in str(w.message) for w in caught) == 2
+    assert all(torch.equal(w, before[name]) for name, w in weights(model).items())
+    assert torch.equal(whole(opt.state[model.up.weight]["rule.momentum"]), state)
+    assert opt.skipped == 1
+    follow(model, opt, twin, alone, range(5, 7))
+    assert apart(model, twin) == 0
+    moved = {line.split()[0]: line.split()[4] for line in opt.describe().splitlines()[1:]}
+    assert set(moved.values()) == {"6"}, moved
+
+
+def losses_and_refusals(rank: int, world: int) -> None:
+    model = ddp(network())
+    plan = ng.compile(network(), (batch(0)[0],))
+    opt = plan.optimizer(model, step=ng.steps.Polyak(most=0.5), rule=ng.rules.Plain())
+    refused(lambda: train(model, opt, range(1), rank, world, True), "Polyak needs the loss, and every rank has its own")
+    curvature = plan.optimizer(model, step=ng.steps.Cauchy(), ranks=distributed.group.WORLD)
+    refused(lambda: train(model, curvature, range(1), rank, world, True), "needs second derivatives")
+    opt = plan.optimizer(model, step=ng.steps.Polyak(most=0.5), rule=ng.rules.Plain(), ranks=distributed.group.WORLD)
+    train(model, opt, range(3), rank, world, True)
+    same_everywhere(model)
+
+
+def refused(act: Callable[[], Any], why: str) -> None:
+    try:
+        act()
+    except ValueError as error:
+        assert why in str(error), error
+    else:
+        raise AssertionError(f"not refused: {why}")
+
+
+def same_everywhere(model: nn.Module) -> None:
+    for name, w in weights(model).items():
+        others = [torch.empty_like(w) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(others, w)
+        assert all(torch.equal(w, other) for other in others), name

@@ -124,7 +124,7 @@ class ScheduleFree(Iterate):
         return {"z": W.clone(), "x": W.clone(), "squares": _zeros(W)}
 
     def write(self, W: Tensor, D: Tensor, eta: Tensor, state: State) -> Tensor:
-        square = eta.square().expand(W.shape).reshape(len(W), -1).amax(1)
+        square = eta.square().expand(len(W), *eta.shape[1:]).reshape(len(W), -1).amax(1)  # W may be empty
         state["squares"] = state["squares"] + square
         state["z"] = state["z"] - eta * D
         share = torch.where(state["squares"] > 0, square / state["squares"], 0.0)

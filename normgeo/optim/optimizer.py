@@ -76,6 +76,8 @@ class Optimizer(torch.optim.Optimizer):
         self._bound: list[Group] | None = None
         self._signature: tuple[Any, ...] = ()
         self._evaluating = False
+        self._together: list[Ranks] = []
+        """groups of ranks that train the same weights"""
         self._guard = Guard(nonfinite)
         self._ranks = None if ranks is None else ranks_of(ranks)
         self.parts: list[Parts] = []
@@ -140,30 +142,25 @@ class Optimizer(torch.optim.Optimizer):
             )
         groups = self._ready()
         params = self._trainable()
-        together = self._together(params)
-        check_ranks([part for parts in self.parts for part in parts], together)
+        check_ranks([part for parts in self.parts for part in parts], self._together)
         loss, graph = evaluate(closure, self.parts, params, any(group.due("hvp") for group in groups))
-        seen = mean(together, torch.as_tensor(loss)) if together and self._ask("loss", "closure") else loss
-        verdict = self._examine(params, seen, together)
+        averaged = self._together and loss is not None and self._ask("loss", "closure")
+        seen = mean(self._together, torch.as_tensor(loss)) if averaged else loss
+        verdict = self._examine(params, seen)
         if not verdict.step:
             return loss
         differentiates = any("hvp" in part.needs for parts in self.parts for part in parts)
         for number, (options, group) in enumerate(zip(self.param_groups, groups, strict=True)):
             # Once a group has moved, the loss at the start of the next one is another.
             start = seen if number == 0 else None
-            line = None if closure is None else partial(Line, closure, params, differentiates, start, together)
+            line = None if closure is None else partial(Line, closure, params, differentiates, start, self._together)
             group.advance(options, verdict, seen, graph, line)
         return loss
-
-    def _together(self, params: Sequence[Parameter]) -> list[Ranks]:
-        """The groups of ranks that train the same weights."""
-        meshes = dict.fromkeys(d.device_mesh for p in params if (d := as_dtensor(p)) is not None)
-        return list(dict.fromkeys([*map(ranks_of, meshes), *([self._ranks] if self._ranks else [])]))
 
     def _ask(self, *needs: str) -> bool:
         return any(need in part.needs for parts in self.parts for part in parts for need in needs)
 
-    def _examine(self, trainable: Sequence[Parameter], loss: Any, together: Sequence[Ranks]) -> Verdict:
+    def _examine(self, trainable: Sequence[Parameter], loss: Any) -> Verdict:
         """Look for NaN and Inf, also in a loss that a part asked for."""
         found = {p: p.grad for p in trainable if p.grad is not None}
         params, grads = list(found), [local(grad) for grad in found.values()]
@@ -175,7 +172,7 @@ class Optimizer(torch.optim.Optimizer):
             lambda: [self._leaves[p][0].parameter for p in params],
             grads,
             loss if self._ask("loss") else None,
-            partial(agree, together),
+            partial(agree, self._together),
         )
         if verdict.finite is not None:
             verdict.position = {p: i for i, p in enumerate(params)}
@@ -200,6 +197,8 @@ class Optimizer(torch.optim.Optimizer):
             for stack in stacks:
                 stack.set_radii(total)
             share_out(stacks, self._ranks)
+            meshes = dict.fromkeys(sharded.device_mesh for p in params if (sharded := as_dtensor(p)) is not None)
+            self._together = list(dict.fromkeys([*map(ranks_of, meshes), *([self._ranks] if self._ranks else [])]))
             self._signature = signature
         return self._bound
 

@@ -1,0 +1,93 @@
+"""One network on several ranks is the network that one process trains. What the ranks do is in sharded.py."""
+
+import itertools
+
+import pytest
+import sharded
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ranks import on_ranks
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
+from torch.distributed.tensor.placement_types import _StridedShard
+
+import normgeo as ng
+from normgeo.optim.balance import assign, polar_flops
+from normgeo.optim.layout import boxes
+
+
+@given(st.data())
+def test_boxes_are_those_of_torch(data):
+    shape = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3))
+    mesh = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=2))
+    kinds = [Replicate(), *map(Shard, range(len(shape)))]
+    placements = [data.draw(st.sampled_from(kinds)) for _ in mesh]
+    if len(mesh) == 2 and placements[1].is_shard() and data.draw(st.booleans()):
+        dim = placements[1].dim
+        shape[dim] = mesh[0] * mesh[1] * data.draw(st.integers(1, 3))
+        placements[0] = _StridedShard(dim, split_factor=mesh[1])  # fully_shard after tensor parallelism
+    found = boxes(shape, mesh, placements)
+    for coordinate, box in zip(itertools.product(*map(range, mesh)), found, strict=True):
+        size, start = _compute_local_shape_and_global_offset(shape, mesh, list(coordinate), placements)
+        assert box.size == tuple(size)
+        assert box.start == tuple(start) or not box.entries
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=7), st.integers(1, 4))
+def test_assignment_is_within_grahams_bound_of_the_best(costs, ranks):
+    def busiest(owners):
+        return max(sum(c for c, o in zip(costs, owners, strict=True) if o == rank) for rank in range(ranks))
+
+    best = min(map(busiest, itertools.product(range(ranks), repeat=len(costs))))
+    assert busiest(assign(costs, ranks)) <= (4 / 3 - 1 / (3 * ranks)) * best * (1 + 1e-12)
+
+
+def test_costs_count_blocks_and_sides():
+    assert polar_flops((3, 2, 5)) == 3 * polar_flops((5, 2)) == 18 * (4 * 4 * 5 + 2 * 8)
+
+
+def test_parts_that_see_more_than_entries_do_not_claim_otherwise():
+    """A leaf cut in two gives what the whole one gives, for rules, constraints and iterates that say entrywise."""
+    shape = (1, 6, 4)
+    generator = torch.Generator().manual_seed(0)
+    G, W, D = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
+    rate = ng.constraints.base.Rate(torch.tensor(0.1), torch.tensor(0.5), radius=0.5)
+
+    def after(part):
+        constraint_state, rule_state, iterate_state = constraint.init(W[part]), rule.init(W[part]), iterate.init(W[part])
+        g = constraint.tangent(W[part], G[part], constraint_state)
+        m = rule.update(g, rule_state)
+        new = iterate.write(W[part], D[part] + m, rate.eta, iterate_state)
+        return constraint.retract(new, W[part], rate, constraint_state)
+
+    constraints = [ng.constraints.Decay(0.2), ng.constraints.DecoupledDecay(0.2), ng.constraints.CorrectedDecay(0.2)]
+    constraints += [ng.constraints.L2Penalty(0.2), ng.constraints.FrankWolfe(2.0), ng.constraints.Free()]
+    rules = [ng.rules.Momentum(0.9, nesterov=True), ng.rules.HeavyBall(), ng.rules.Plain()]
+    iterates = [ng.optim.Descent(), ng.optim.EMA(), ng.optim.BEMA(), ng.optim.ScheduleFree()]
+    assert all(part.entrywise for part in (*constraints, *rules, *iterates))
+    for constraint, rule, iterate in itertools.product(constraints, rules, iterates):
+        for cut in (2, 6):
+            left, right = (slice(None), slice(0, cut)), (slice(None), slice(cut, None))
+            assert torch.equal(torch.cat([after(left), after(right)], 1), after((slice(None),)))
+
+
+def test_two_ranks():
+    on_ranks(2, sharded.two_ranks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_data_parallel_and_fully_sharded(world):
+    on_ranks(world, sharded.trajectories, timeout=900)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_every_part_on_any_placement(world):
+    on_ranks(world, sharded.parts_and_placements, timeout=900)
+
+
+@pytest.mark.slow
+def test_tensor_parallel_and_two_dimensions():
+    on_ranks(4, sharded.tensor_parallel, timeout=900)
