@@ -54,8 +54,12 @@ def test_parts_that_see_more_than_entries_do_not_claim_otherwise():
     G, W, D = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
     rate = ng.constraints.base.Rate(torch.tensor(0.1), torch.tensor(0.5), radius=0.5)
 
-    def after(part):
-        constraint_state, rule_state, iterate_state = constraint.init(W[part]), rule.init(W[part]), iterate.init(W[part])
+    def after(part, constraint, rule, iterate):
+        constraint_state, rule_state, iterate_state = (
+            constraint.init(W[part]),
+            rule.init(W[part]),
+            iterate.init(W[part]),
+        )
         g = constraint.tangent(W[part], G[part], constraint_state)
         m = rule.update(g, rule_state)
         new = iterate.write(W[part], D[part] + m, rate.eta, iterate_state)
@@ -66,10 +70,11 @@ def test_parts_that_see_more_than_entries_do_not_claim_otherwise():
     rules = [ng.rules.Momentum(0.9, nesterov=True), ng.rules.HeavyBall(), ng.rules.Plain()]
     iterates = [ng.optim.Descent(), ng.optim.EMA(), ng.optim.BEMA(), ng.optim.ScheduleFree()]
     assert all(part.entrywise for part in (*constraints, *rules, *iterates))
-    for constraint, rule, iterate in itertools.product(constraints, rules, iterates):
+    for parts in itertools.product(constraints, rules, iterates):
         for cut in (2, 6):
             left, right = (slice(None), slice(0, cut)), (slice(None), slice(cut, None))
-            assert torch.equal(torch.cat([after(left), after(right)], 1), after((slice(None),)))
+            halves = torch.cat([after(left, *parts), after(right, *parts)], 1)
+            assert torch.equal(halves, after((slice(None),), *parts))
 
 
 def test_two_ranks():
@@ -91,3 +96,12 @@ def test_every_part_on_any_placement(world):
 @pytest.mark.slow
 def test_tensor_parallel_and_two_dimensions():
     on_ranks(4, sharded.tensor_parallel, timeout=900)
+
+
+@pytest.mark.slow
+def test_checkpoints_of_n_ranks_continue_on_m(tmp_path):
+    on_ranks(2, sharded.resume, str(tmp_path), 0, 3, False, timeout=600)
+    on_ranks(4, sharded.resume, str(tmp_path), 3, 6, timeout=600)
+    on_ranks(2, sharded.resume, str(tmp_path), 6, 9, timeout=600)
+    on_ranks(1, sharded.resume, str(tmp_path), 9, sharded.FULL, timeout=600)
+    on_ranks(2, sharded.resume, str(tmp_path), 9, sharded.FULL, timeout=600)

@@ -35,19 +35,28 @@ class Exchange:
         self.ranks, self.shape, self.n = ranks, tuple(shape), len(owners)
         me = ranks.me
         self._boxes, self._here = list(boxes), boxes[me]
-        self._of = [
-            torch.tensor([i for i, owner in enumerate(owners) if owner == rank], dtype=torch.long, device=device)
-            for rank in range(ranks.size)
-        ]
-        counts = [len(its) for its in self._of]
+        whose: list[list[int]] = [[] for _ in boxes]
+        for leaf, owner in enumerate(owners):
+            whose[owner].append(leaf)
+        self._of = [torch.tensor(its, dtype=torch.long, device=device) for its in whose]
+        counts = [len(its) for its in whose]
         self._mine, self._count = self._of[me], counts[me]
-        senders = [_senders(boxes, owner) for owner in range(ranks.size)]
+        holders: dict[Box, list[int]] = {}
+        for rank, box in enumerate(boxes):
+            holders.setdefault(box, []).append(rank)
+
+        def sends(rank: int, owner: int) -> bool:
+            """Each part of a leaf comes from one rank: from the owner itself if it can. Replicas take turns, so that no
+            copy of the network serves all owners."""
+            its = holders[boxes[rank]]
+            return rank == (owner if boxes[owner] == boxes[rank] else its[owner % len(its)])
+
         # Entries that go from rank to rank: shards to owners, and results to all that have a shard.
-        self._to = [counts[o] * self._here.entries * (me in senders[o]) for o in range(ranks.size)]
-        self._from = [counts[me] * box.entries * (r in senders[me]) for r, box in enumerate(boxes)]
+        self._to = [count * self._here.entries * sends(me, o) for o, count in enumerate(counts)]
+        self._from = [counts[me] * box.entries * sends(r, me) for r, box in enumerate(boxes)]
         self._back_to = [counts[me] * box.entries for box in boxes]
         self._back_from = [count * self._here.entries for count in counts]
-        self._whole_everywhere = all(senders[o] == [o] for o in range(ranks.size))
+        self._whole_everywhere = list(holders) == [Box((0,) * len(shape), self.shape)]
 
     @property
     def sent(self) -> int:
@@ -84,17 +93,6 @@ class Exchange:
         yield
         work.wait()
         return out
-
-
-def _senders(boxes: Sequence[Box], owner: int) -> list[int]:
-    """The ranks that send their part to an owner: one for each part, the owner itself for what it has."""
-    if not any(box.entries for box in boxes):
-        return [owner]
-    holders: dict[Box, list[int]] = {}
-    for rank, box in enumerate(boxes):
-        holders.setdefault(box, []).append(rank)
-    # Replicas take turns, so that no copy of the network serves all owners.
-    return sorted(owner if owner in its else its[owner % len(its)] for box, its in holders.items() if box.entries)
 
 
 def _joined(parts: Sequence[Tensor], like: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from normgeo.linalg import exponent, shift
 from normgeo.norms import Norm
-from normgeo.optim.direction import Direction, Dualize
+from normgeo.optim.direction import Direction
 from normgeo.optim.layout import Shards
 from normgeo.optim.ranks import Ranks
 from normgeo.rules.base import State

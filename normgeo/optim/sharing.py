@@ -25,6 +25,6 @@ def share_out(stacks: Iterable[Stack], ranks: Ranks | None) -> None:
         owners = iter(assign([polar_flops(leaf.shape) for stack in these for leaf in stack.leaves], group.size))
         for stack in these:
             shape = stack.leaves[0].shape
-            split = isinstance(stack.layout, Shards)
-            parts = stack.layout.boxes(shape) if split else [Box((0,) * len(shape), shape)] * group.size
+            layout, everything = stack.layout, Box((0,) * len(shape), shape)
+            parts = layout.boxes(shape) if isinstance(layout, Shards) else [everything] * group.size
             stack.exchange = Exchange(group, parts, [next(owners) for _ in stack.leaves], shape, stack.device)

@@ -16,7 +16,7 @@ from normgeo.geometry import Leaf
 from normgeo.optim.direction import Direction, Dualize
 from normgeo.optim.exchange import Exchange, Task
 from normgeo.optim.iterate import Iterate
-from normgeo.optim.layout import Layout, Shards, Whole, layout_of
+from normgeo.optim.layout import Shards, Whole, layout_of
 from normgeo.optim.shards import costly, on_shards
 from normgeo.rules import Rule
 from normgeo.rules.base import State
@@ -70,7 +70,9 @@ class Stack:
         self.constraint = parts.constraint.bind(self.norm)
         apart = on_shards(self.norm, self.layout, self.leaves[0].shape) if isinstance(self.layout, Shards) else None
         self.direction = (parts.direction or apart or Dualize(self.norm)).bind(self.norm)
-        self.meets = apart is None and parts.direction is None and (isinstance(self.layout, Shards) or costly(self.norm))
+        self.meets = (
+            apart is None and parts.direction is None and (isinstance(self.layout, Shards) or costly(self.norm))
+        )
         """whether whole leaves are to be dualized, each on a rank that `exchange` knows once it is set"""
         self.exchange: Exchange | None = None
         self._plain = self.layout == Whole() and all(leaf.view is None for leaf in self.leaves)
