@@ -15,9 +15,12 @@ from torch import distributed
 from torch.multiprocessing import start_processes
 
 
+PRELOAD = ["normgeo", "torch.distributed.tensor", "torch.distributed.fsdp"]
+
+
 def on_ranks(world: int, job: Callable[..., None], *args: Any, timeout: float = 240) -> None:
     """job(rank, *args) on each of `world` ranks; an exception in one of them, or the end of the time, ends all."""
-    multiprocessing.set_forkserver_preload(["normgeo", "torch.distributed.tensor", "torch.distributed.fsdp"])
+    multiprocessing.set_forkserver_preload(PRELOAD)
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder, "meet")
         workers = start_processes(
@@ -30,6 +33,25 @@ def on_ranks(world: int, job: Callable[..., None], *args: Any, timeout: float = 
         finally:
             for process in workers.processes:
                 process.kill()
+
+
+def until_all_end(world: int, job: Callable[..., None], *args: Any, timeout: float = 240) -> list[int | None]:
+    """The exit codes of job(rank, *args), when one rank's end must not end the others."""
+    multiprocessing.set_forkserver_preload(PRELOAD)
+    context = multiprocessing.get_context("forkserver")
+    with tempfile.TemporaryDirectory() as folder:
+        common = (world, str(Path(folder, "meet")), job, args, timeout)
+        workers = [context.Process(target=_work, args=(rank, *common)) for rank in range(world)]
+        end = time.monotonic() + timeout
+        try:
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join(max(0, end - time.monotonic()))
+            return [worker.exitcode for worker in workers]
+        finally:
+            for worker in workers:
+                worker.kill()
 
 
 def _work(rank: int, world: int, where: str, job: Callable[..., None], args: tuple[Any, ...], timeout: float) -> None:

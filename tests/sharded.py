@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
+import signal
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -420,3 +423,17 @@ def full_state(model: nn.Module, opt: Any, plan: Any, options: dict[str, Any], r
     trained = weights(model)
     if rank == 0:
         assert all(torch.equal(w, trained[name]) for name, w in weights(one).items())
+
+
+def killed(rank: int, report: str) -> None:
+    """Rank 1 dies between two steps; rank 0 says in `report` what it saw."""
+    mesh = init_device_mesh("cpu", (2,))
+    model, opt, twin, alone = pair(mesh, 0, choose=lambda name, p: [Shard(0)])
+    follow(model, opt, twin, alone, range(2))
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        follow(model, opt, twin, alone, range(2, 4))
+    except RuntimeError as error:
+        Path(report).write_text(str(error), encoding="utf-8")
+        os._exit(3)

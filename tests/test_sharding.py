@@ -7,7 +7,7 @@ import sharded
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ranks import on_ranks
+from ranks import on_ranks, until_all_end
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
 from torch.distributed.tensor.placement_types import _StridedShard
@@ -105,3 +105,12 @@ def test_checkpoints_of_n_ranks_continue_on_m(tmp_path):
     on_ranks(2, sharded.resume, str(tmp_path), 6, 9, timeout=600)
     on_ranks(1, sharded.resume, str(tmp_path), 9, sharded.FULL, timeout=600)
     on_ranks(2, sharded.resume, str(tmp_path), 9, sharded.FULL, timeout=600)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_others_and_the_job_goes_on(tmp_path):
+    on_ranks(2, sharded.resume, str(tmp_path), 0, 3, False, timeout=600)
+    report = tmp_path / "report"
+    assert until_all_end(2, sharded.killed, str(report), timeout=120) == [3, -9]
+    assert "rank 0 of 2 lost the others in the middle of an optimizer step" in report.read_text()
+    on_ranks(2, sharded.resume, str(tmp_path), 3, 6, timeout=600)

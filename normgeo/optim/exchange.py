@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed
 
 from normgeo.optim.layout import Box
-from normgeo.optim.ranks import Ranks
+from normgeo.optim.ranks import Ranks, talking
 
 __all__ = ["Exchange", "Task", "in_turn"]
 
@@ -89,9 +89,11 @@ class Exchange:
 
     def _all_to_all(self, x: Tensor, to: list[int], of: list[int]) -> Task[Tensor]:
         out = x.new_empty(sum(of))
-        work = distributed.all_to_all_single(out, x, of, to, group=self.ranks.group, async_op=True)
+        with talking(self.ranks):
+            work = distributed.all_to_all_single(out, x, of, to, group=self.ranks.group, async_op=True)
         yield
-        work.wait()
+        with talking(self.ranks):
+            work.wait()
         return out
 
 

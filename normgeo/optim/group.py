@@ -14,6 +14,7 @@ from normgeo.optim.closure import Grads, Line, hessian_vector_product
 from normgeo.optim.exchange import in_turn
 from normgeo.optim.guard import Verdict
 from normgeo.optim.passage import alive, direct, rate, write
+from normgeo.optim.ranks import Ranks
 from normgeo.optim.stack import Parts, Stack, Store, group_leaves
 from normgeo.steps import Stats, StepState
 from normgeo.steps.base import Move
@@ -31,12 +32,12 @@ class Group:
         leaves: Callable[[Parameter], Sequence[Leaf]],
         parts: Parts,
         store: Store,
-        shared: bool,
+        ranks: Ranks | None,
     ) -> None:
         self.parts = parts
         trained = [p for p in params if p.requires_grad]
         entries = [(p, leaf) for p in trained for leaf in leaves(p)]
-        self.stacks = [Stack(these, parts, store) for these in group_leaves(entries, parts, shared)]
+        self.stacks = [Stack(these, parts, store) for these in group_leaves(entries, parts, ranks)]
         device = trained[0].device if trained else torch.device("cpu")
         numbers = {"step": torch.zeros((), dtype=torch.float32, device=device)}
         for name, start in parts.step.init_shared().items():

@@ -189,7 +189,7 @@ class Optimizer(torch.optim.Optimizer):
         signature = tuple((p.requires_grad, p.dtype, p.device) for p in params)
         if self._bound is None or signature != self._signature:
             self._bound = [
-                Group(group["params"], self._leaves.__getitem__, parts, self.state, self._ranks is not None)
+                Group(group["params"], self._leaves.__getitem__, parts, self.state, self._ranks)
                 for group, parts in zip(self.param_groups, self.parts, strict=True)
             ]
             stacks = [stack for group in self._bound for stack in group.stacks]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from torch.distributed import DeviceMesh, ProcessGroup
     from torch.distributed.tensor import DTensor
 
-__all__ = ["Ranks", "agree", "as_dtensor", "check_ranks", "mean", "ranks_of"]
+__all__ = ["Ranks", "agree", "as_dtensor", "check_ranks", "mean", "ranks_of", "talking"]
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,35 @@ class Ranks:
 
     def mean(self, x: Tensor) -> Tensor:
         x = x.detach().clone()
-        distributed.all_reduce(x, group=self.group)
+        with talking(self):
+            distributed.all_reduce(x, group=self.group)
         return x / self.size
 
     def each(self, x: Tensor) -> Tensor:  # (*shape) -> (ranks, *shape)
         """x of every rank."""
         out = [torch.empty_like(x) for _ in range(self.size)]
-        distributed.all_gather(out, x.contiguous(), group=self.group)
+        with talking(self):
+            distributed.all_gather(out, x.contiguous(), group=self.group)
         return torch.stack(out)
 
     def _reduce(self, flags: Tensor, how: Any) -> Tensor:
         numbers = flags.to(torch.uint8)
-        distributed.all_reduce(numbers, how, group=self.group)
+        with talking(self):
+            distributed.all_reduce(numbers, how, group=self.group)
         return numbers.to(flags.dtype)
+
+
+@contextmanager
+def talking(ranks: Ranks) -> Iterator[None]:
+    """Say what it means when the others do not answer."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"rank {ranks.me} of {ranks.size} lost the others in the middle of an optimizer step: one of them has stopped, or "
+            "takes another path through the program. The weights may be between two steps; start all ranks again from the "
+            f"last checkpoint. ({error})"
+        ) from error
 
 
 def ranks_of(where: ProcessGroup | DeviceMesh) -> Ranks:

@@ -17,18 +17,22 @@ from normgeo.optim.direction import Direction, Dualize
 from normgeo.optim.exchange import Exchange, Task
 from normgeo.optim.iterate import Iterate
 from normgeo.optim.layout import Shards, Whole, layout_of
+from normgeo.optim.ranks import Ranks
 from normgeo.optim.shards import costly, on_shards
 from normgeo.rules import Rule
 from normgeo.rules.base import State
 from normgeo.steps import StepSize
 
-__all__ = ["Parts", "Stack", "group_leaves"]
+__all__ = ["Parts", "Stack", "at_a_time", "group_leaves"]
 
 Store = MutableMapping[Any, dict[str, Any]]
 
 # Entries of a stack on CPU: 1 MB in float32, the second-level cache of one core. All that happens to a leaf in a step then
 # happens in the cache, and temporaries are small enough for malloc to recycle. Accelerators want whole stacks.
 CACHED = 2**18
+# Entries of whole leaves that come to one rank at a time: 256 MB in float32, or one leaf if that is larger. While they are
+# under way the rank works on others.
+WHOLE = 2**26
 
 
 @dataclass(frozen=True)
@@ -191,19 +195,27 @@ def state_key(leaf: Leaf, part: str, name: str) -> str:
 
 
 def group_leaves(
-    entries: Sequence[tuple[Parameter, Leaf]], parts: Parts, shared: bool
+    entries: Sequence[tuple[Parameter, Leaf]], parts: Parts, ranks: Ranks | None
 ) -> Iterator[list[tuple[Parameter, Leaf]]]:
-    """Leaves to stack: of equal norm, shape, dtype, device and layout; on CPU no more than stay in its cache, unless ranks
-    share the work on a stack."""
+    """Leaves to stack: of equal norm, shape, dtype, device and layout; on CPU no more than stay in its cache, and on many
+    ranks, their own or `ranks` that share the work, no more than these should have whole at a time."""
     stacks: dict[Any, list[tuple[Parameter, Leaf]]] = {}
     for parameter, leaf in entries:
         layout = layout_of(parameter, leaf, parts.entrywise)
         key = (leaf.norm, leaf.shape, parameter.dtype, layout, parameter.device)
         stacks.setdefault(key, []).append((parameter, leaf))
     for (*_, layout, device), these in stacks.items():
-        one = device.type == "cpu" and layout == Whole() and not shared
-        size = max(1, CACHED // math.prod(these[0][1].shape)) if one else len(these)
+        shape, sharing = these[0][1].shape, layout.ranks or ranks
+        if sharing is not None:
+            size = at_a_time(shape, sharing.size)
+        else:
+            size = max(1, CACHED // math.prod(shape)) if device.type == "cpu" else len(these)
         yield from (these[i : i + size] for i in range(0, len(these), size))
+
+
+def at_a_time(shape: Sequence[int], ranks: int) -> int:
+    """How many leaves of that shape ranks put together before the next ones."""
+    return ranks * max(1, WHOLE // math.prod(shape))
 
 
 def _take_over(slot: Tensor, saved: Tensor, leaf: Leaf, key: str) -> None:
