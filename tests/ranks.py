@@ -14,7 +14,6 @@ import torch
 from torch import distributed
 from torch.multiprocessing import start_processes
 
-
 PRELOAD = ["normgeo", "torch.distributed.tensor", "torch.distributed.fsdp"]
 
 

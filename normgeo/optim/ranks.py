@@ -68,9 +68,9 @@ def talking(ranks: Ranks) -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RuntimeError(
-            f"rank {ranks.me} of {ranks.size} lost the others in the middle of an optimizer step: one of them has stopped, or "
-            "takes another path through the program. The weights may be between two steps; start all ranks again from the "
-            f"last checkpoint. ({error})"
+            f"rank {ranks.me} of {ranks.size} lost the others in the middle of an optimizer step: one of them has stopped, "
+            "or takes another path through the program. The weights may be between two steps; start all ranks again from "
+            f"the last checkpoint. ({error})"
         ) from error
 
 
