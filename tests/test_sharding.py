@@ -1,6 +1,11 @@
 """One network on several ranks is the network that one process trains. What the ranks do is in sharded.py."""
 
+import importlib.util
 import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import sharded
@@ -15,6 +20,8 @@ from torch.distributed.tensor.placement_types import _StridedShard
 import normgeo as ng
 from normgeo.optim.balance import assign, polar_flops
 from normgeo.optim.layout import boxes
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 @given(st.data())
@@ -114,3 +121,31 @@ def test_a_killed_rank_ends_the_others_and_the_job_goes_on(tmp_path):
     assert until_all_end(2, sharded.killed, str(report), timeout=120) == [3, -9]
     assert "rank 0 of 2 lost the others in the middle of an optimizer step" in report.read_text()
     on_ranks(2, sharded.resume, str(tmp_path), 3, 6, timeout=600)
+
+
+def test_the_page_on_scaling_is_what_the_optimizer_would_do():
+    spec = importlib.util.spec_from_file_location("generate_scaling", DOCS / "generate_scaling.py")
+    generate = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = generate  # dataclasses look their module up
+    spec.loader.exec_module(generate)
+    assert generate.TARGET.read_text(encoding="utf-8") == generate.page(), "run python docs/generate_scaling.py"
+
+
+@pytest.mark.slow
+def test_ranks_send_no_more_than_they_must(tmp_path):
+    out = tmp_path / "out"
+    command = ["normgeo", "bench", "distributed", "--width", "32", "--depth", "1", "--ranks", "4", "--out", str(out)]
+    program = f"import sys; sys.argv = {command}\nif __name__ == '__main__':\n    from normgeo.cli import main; main()"
+    (tmp_path / "bench.py").write_text(program, encoding="utf-8")
+    subprocess.run([sys.executable, "-W", "ignore", str(tmp_path / "bench.py")], check=True, timeout=600)
+    found = json.loads((out / "results.json").read_text(encoding="utf-8"))["traffic"]
+    assert {each["way"] for each in found} >= {"copies, ranks=", "fully_shard", "both", "replicas of shards"}
+    for each in found:
+        # Beside the matrices: flags of a byte per parameter and leaf, for NaN and for what moved.
+        assert each["least"] <= each["sent"] <= each["least"] + 200, each
+        assert each["sent"] <= each["most"]
+
+
+@pytest.mark.slow
+def test_accelerate_may_shard_the_model_after_the_optimizer_is_made():
+    on_ranks(2, sharded.accelerated, timeout=600)

@@ -105,8 +105,9 @@ def _count(way: str, mesh: DeviceMesh, place: Placement | None, width: int, dept
     if place is not None:
         _lay(model, mesh, place)
     opt = plan.optimizer(model, ranks=distributed.group.WORLD if place is None else None)
-    for p in model.parameters():
-        p.grad = torch.randn_like(p) if place is None else distribute_tensor(torch.randn(p.shape), mesh, p.placements)
+    for name, p in model.named_parameters():
+        g = torch.randn(p.shape)
+        p.grad = g if place is None else distribute_tensor(g, mesh, place(name, g))
     opt.step()
     with _counted() as calls:
         opt.step()
@@ -129,7 +130,7 @@ def _needed(plan: ng.Plan, params: dict[str, Tensor], mesh: DeviceMesh, place: P
     least = gathered = 0.0
     for leaf in plan.leaves:
         p = params[leaf.parameter]
-        placements = [Replicate()] * mesh.ndim if place is None else place(leaf.parameter, p)
+        placements: Sequence[Any] = [Replicate()] * mesh.ndim if place is None else place(leaf.parameter, p)
         split = [each.dim for each in placements if each.is_shard()]
         alone = leaf.norm.entrywise or (split and max(split) < leaf.norm.independent)
         if alone or not (split or costly(leaf.norm)):

@@ -72,7 +72,8 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         if decay is not None:
             constraint = decaying(decay, constraint)
-        self._leaves: dict[Parameter, tuple[Leaf, ...]] = {}
+        self._placed: list[list[tuple[Leaf, ...]]] = []
+        """the leaves of each group's parameters, by position: accelerate puts shards in the place of parameters"""
         self._bound: list[Group] | None = None
         self._signature: tuple[Any, ...] = ()
         self._evaluating = False
@@ -118,7 +119,7 @@ class Optimizer(torch.optim.Optimizer):
         super().add_param_group(group)
         group["base_lr"] = float(group["lr"])
         self.parts.append(parts)
-        self._leaves.update(zip(group["params"], map(tuple, leaves), strict=True))
+        self._placed.append(list(map(tuple, leaves)))
         self._bound = None
 
     @property
@@ -169,7 +170,7 @@ class Optimizer(torch.optim.Optimizer):
                 name = self._leaves[p][0].parameter
                 raise ValueError(f"the gradient of {name} is sparse; norms need dense gradients: use a dense embedding")
         verdict = self._guard(
-            lambda: [self._leaves[p][0].parameter for p in params],
+            lambda: [leaves[p][0].parameter for leaves in [self._leaves] for p in params],
             grads,
             loss if self._ask("loss") else None,
             partial(agree, self._together),
@@ -177,6 +178,11 @@ class Optimizer(torch.optim.Optimizer):
         if verdict.finite is not None:
             verdict.position = {p: i for i, p in enumerate(params)}
         return verdict
+
+    @property
+    def _leaves(self) -> dict[Parameter, tuple[Leaf, ...]]:
+        both = zip(self.param_groups, self._placed, strict=True)
+        return {p: its for group, leaves in both for p, its in zip(group["params"], leaves, strict=True)}
 
     def _trainable(self) -> list[Parameter]:
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
@@ -186,7 +192,7 @@ class Optimizer(torch.optim.Optimizer):
     def _ready(self) -> list[Group]:
         """The stacks of each group; made anew when parameters were frozen, unfrozen, moved, cast, added or loaded."""
         params = [p for group in self.param_groups for p in group["params"]]
-        signature = tuple((p.requires_grad, p.dtype, p.device) for p in params)
+        signature = tuple((id(p), p.requires_grad, p.dtype, p.device) for p in params)
         if self._bound is None or signature != self._signature:
             self._bound = [
                 Group(group["params"], self._leaves.__getitem__, parts, self.state, self._ranks)
@@ -223,7 +229,7 @@ class Optimizer(torch.optim.Optimizer):
         checkpoint.tell_numbers(self.state, self._leaves)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_leaves", "_guard", "parts", "_default_parts")
+        own = ("_placed", "_guard", "parts", "_default_parts")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -241,9 +247,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def still(self) -> list[tuple[str, str]]:
         """The leaves that a step would not move, and why."""
-        out = []
+        out, leaves = [], self._leaves
         for group in self.param_groups:
-            for leaf, parameter in ((leaf, p) for p in group["params"] for leaf in self._leaves[p]):
+            for leaf, parameter in ((leaf, p) for p in group["params"] for leaf in leaves[p]):
                 reasons = {
                     "frozen (requires_grad=False)": not parameter.requires_grad,
                     "mass 0": leaf.mass == 0,
@@ -294,10 +300,9 @@ class Optimizer(torch.optim.Optimizer):
             leaf: r for stack in stacks for leaf, r in zip(stack.leaves, stack.radius.flatten().tolist(), strict=True)
         }
         still = dict(self.still())
-        rows = [("leaf", "role", "lr", "radius", "moved", "")]
+        rows, leaves = [("leaf", "role", "lr", "radius", "moved", "")], self._leaves
         for group in self.param_groups:
-            leaves = [(parameter, leaf) for parameter in group["params"] for leaf in self._leaves[parameter]]
-            for parameter, leaf in leaves:
+            for parameter, leaf in ((p, leaf) for p in group["params"] for leaf in leaves[p]):
                 moved = int(self.state[parameter].get(state_key(leaf, "", "moved"), 0))
                 why = still.get(leaf.name, "" if moved else "no gradient yet, or steps too small for its dtype")
                 radius = f"{radii.get(leaf, 0.0):.4g}"
