@@ -7,7 +7,8 @@ import os
 import random
 import signal
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -181,10 +182,12 @@ def _like(grad: Tensor, p: Tensor) -> Tensor:
     return distribute_tensor(grad, p.device_mesh, p.placements)
 
 
-def pair(mesh: Any, seed: int, choose: Any = None, model: Any = None, **options: Any) -> tuple[Any, ...]:
+def pair(
+    mesh: Any, seed: int, choose: Any = None, model: Any = None, norms: Any = None, **options: Any
+) -> tuple[Any, ...]:
     model = model or network()
     twin = copy.deepcopy(model)
-    plan = ng.compile(twin, (batch(0)[0],))
+    plan = ng.compile(twin, (batch(0)[0],), norms=norms)
     alone = plan.optimizer(twin, lr=0.1, **options)
     model = placed(model, mesh, choose or any_placement(seed, mesh))
     return model, plan.optimizer(model, lr=0.1, **options), twin, alone
@@ -204,6 +207,11 @@ def two_ranks(rank: int) -> None:
     follow(model, opt, twin, alone, range(4))
     assert apart(model, twin) == 0
     one_bad_shard(model, opt, twin, alone, rank)
+    model, opt, twin, alone = pair(
+        mesh, 2, norms={name: ng.norms.Frobenius() for name in ("up.weight", "middle.*.weight")}
+    )
+    follow(model, opt, twin, alone, range(4))
+    assert apart(model, twin) <= 1e-6
     losses_and_refusals(rank, world)
 
 
@@ -439,29 +447,88 @@ def killed(rank: int, report: str) -> None:
         os._exit(3)
 
 
+@contextmanager
+def fsdp_of_accelerate(rank: int) -> Iterator[None]:
+    """accelerate 1.15 offers FSDP to accelerators alone, although fully_shard is at home on the CPU too."""
+    from accelerate import FullyShardedDataParallelPlugin
+    from accelerate.state import AcceleratorState, DistributedType
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(distributed.get_world_size())}
+    made = AcceleratorState.__init__
+
+    def make(self: AcceleratorState, *args: Any, **options: Any) -> None:
+        made(self, *args, **options)
+        self.distributed_type = DistributedType.FSDP
+        self.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
+
+    with mock.patch.object(AcceleratorState, "__init__", make):
+        yield
+
+
 def accelerated(rank: int) -> None:
     """accelerate shards the model after the optimizer is made, and puts shards in the place of its parameters."""
-    from accelerate import Accelerator, FullyShardedDataParallelPlugin
-    from accelerate.state import AcceleratorState, DistributedType
+    from accelerate import Accelerator
 
     world = distributed.get_world_size()
     warnings.simplefilter("ignore")
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
-    accelerator = Accelerator(cpu=True)
-    # accelerate 1.15 offers FSDP to accelerators alone, although fully_shard is at home on the CPU too.
-    state = AcceleratorState()
-    state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
     model = network()
     twin = copy.deepcopy(model)
     plan = ng.compile(twin, (batch(0)[0],))
     alone = plan.optimizer(twin, lr=0.1)
-    model, opt = accelerator.prepare(model, plan.optimizer(model, lr=0.1))
-    for step in range(5):
-        opt.zero_grad()
-        accelerator.backward(loss_of(model, step, rank, world))
-        opt.step()
+    with fsdp_of_accelerate(rank):
+        accelerator = Accelerator(cpu=True)
+        model, opt = accelerator.prepare(model, plan.optimizer(model, lr=0.1))
+        for step in range(5):
+            opt.zero_grad()
+            accelerator.backward(loss_of(model, step, rank, world))
+            opt.step()
     with mock.patch("torch.distributed.is_initialized", return_value=False):
         train(twin, alone, range(5), -1, world)
     assert all(hasattr(p, "placements") for p in model.parameters())
     assert apart(model, twin) == 0
+
+
+def trained_by_transformers(rank: int, folder: str) -> None:
+    """transformers.Trainer makes the optimizer, then accelerate shards the model."""
+    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=WORDS, num_key_value_heads=1, tie_word_embeddings=False, **sizes)
+    model = LlamaForCausalLM(config)
+    twin = copy.deepcopy(model)
+    ids = torch.randint(WORDS, (2, 12), generator=torch.Generator().manual_seed(0))
+    data = [{"input_ids": row, "labels": row} for row in ids] * 4  # each rank has the same, in any order
+    plan = ng.compile(model, example_kwargs={"input_ids": ids})
+
+    class Factory:
+        def __call__(self, model: nn.Module, **options: Any) -> torch.optim.Optimizer:
+            return plan.optimizer(model, **options)
+
+    settings = TrainingArguments(
+        folder,
+        per_device_train_batch_size=2,
+        max_steps=4,
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    with fsdp_of_accelerate(rank):
+        trainer = Trainer(model, settings, train_dataset=data, optimizer_cls_and_kwargs=(Factory, {"lr": 0.1}))
+        trainer.train()
+    trained = weights(trainer.model)
+    assert all(hasattr(p, "placements") for p in trainer.model.parameters())
+    same_everywhere(trainer.model)
+    with mock.patch("torch.distributed.is_initialized", return_value=False):
+        alone = plan.optimizer(twin, lr=0.1)
+        for _ in range(4):
+            alone.zero_grad()
+            twin(input_ids=ids, labels=ids).loss.backward()
+            alone.step()
+    assert trained.keys() == dict(twin.named_parameters()).keys()
+    far = max((trained[name] - w).abs().max().item() for name, w in weights(twin).items())
+    assert far <= 1e-4, far  # batches of other rows: sums in another order

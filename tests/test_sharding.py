@@ -20,6 +20,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 import normgeo as ng
 from normgeo.optim.balance import assign, polar_flops
 from normgeo.optim.layout import boxes
+from normgeo.optim.shards import Euclidean
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -82,6 +83,32 @@ def test_parts_that_see_more_than_entries_do_not_claim_otherwise():
             left, right = (slice(None), slice(0, cut)), (slice(None), slice(cut, None))
             halves = torch.cat([after(left, *parts), after(right, *parts)], 1)
             assert torch.equal(halves, after((slice(None),), *parts))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_length_from_shards_is_that_of_the_whole_at_any_scale(dtype):
+    """Parts of several sizes, one empty and one 0, two leaves at once, one of them 0."""
+    heard = []
+
+    class Others:
+        """The other ranks: first they listen, then they tell."""
+
+        def each(self, x):
+            heard.append(x)
+            return torch.stack(heard[-4:] if len(heard) < 5 else heard[:4])
+
+    norm, generator = 3 * ng.norms.Frobenius(), torch.Generator().manual_seed(0)
+    G = torch.randn(2, 7, 3, generator=generator, dtype=dtype)
+    G[:, 5:] = G[1] = 0
+    for scale in (2.0**-140, 2.0**-100, 1.0, 2.0**100):
+        M = G * scale
+        parts = [M[:, :2], M[:, 2:5], M[:, 5:], M[:, 7:]]
+        heard.clear()
+        direction = Euclidean(Others(), (0, 1, 2, 3), length=1 / 3)
+        for part in parts:
+            direction(part, {}, part)
+        D = torch.cat([direction(part, {}, part) for part in parts], 1)
+        torch.testing.assert_close(D, norm.dualize(M), rtol=1e-6, atol=0)
 
 
 def test_two_ranks():
@@ -149,3 +176,8 @@ def test_ranks_send_no_more_than_they_must(tmp_path):
 @pytest.mark.slow
 def test_accelerate_may_shard_the_model_after_the_optimizer_is_made():
     on_ranks(2, sharded.accelerated, timeout=600)
+
+
+@pytest.mark.slow
+def test_trainer_of_transformers_on_two_ranks(tmp_path):
+    on_ranks(2, sharded.trained_by_transformers, str(tmp_path), timeout=900)

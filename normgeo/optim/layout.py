@@ -97,11 +97,11 @@ class Gathered(Layout):
         return leaf.read(_full(stored))
 
     def write(self, leaf: Leaf, stored: Tensor, seen: Tensor) -> None:
-        whole = _full(stored).clone()
-        leaf.write(whole, seen)
-        sharded = as_dtensor(stored)
-        assert sharded is not None
-        sharded.to_local().copy_(box_here(sharded).of(whole))
+        whole = seen
+        if leaf.view is not None:  # the rest of the parameter is another leaf's
+            whole = _full(stored).clone()
+            leaf.write(whole, seen)
+        local(stored).copy_(box_here(stored).of(whole))
 
 
 @dataclass(frozen=True)
@@ -124,14 +124,8 @@ class Shards(Layout):
 
     def boxes(self, shape: Sequence[int]) -> list[Box]:
         """The part of a leaf of that shape that each rank has."""
-        stored = [shape[self.order.index(axis)] for axis in range(len(shape))]
-        where = dict(
-            zip(
-                self.mesh.mesh.flatten().tolist(),
-                boxes(stored, self.mesh.mesh.shape, self.placements),
-                strict=True,
-            )
-        )
+        mesh, stored = self.mesh.mesh, self._stored(shape)
+        where = dict(zip(mesh.flatten().tolist(), boxes(stored, mesh.shape, self.placements), strict=True))
         everyone = torch.distributed.get_process_group_ranks(self.ranks.group)
         return [where[rank].along(self.order) for rank in everyone]
 
@@ -177,7 +171,12 @@ class Shards(Layout):
         return [Replicate() if p.is_replicate() else Shard(self.order.index(p.dim)) for p in self.placements]
 
     def _box(self, leaf: Leaf) -> Box:
-        return self.boxes(leaf.shape)[self.ranks.me]
+        """The part that this rank has."""
+        here, mesh = self.mesh.get_coordinate(), self.mesh.mesh
+        return box(self._stored(leaf.shape), mesh.shape, self.placements, here).along(self.order)
+
+    def _stored(self, shape: Sequence[int]) -> list[int]:
+        return [shape[self.order.index(axis)] for axis in range(len(shape))]
 
 
 def layout_of(parameter: Tensor, leaf: Leaf, entrywise: bool) -> Layout:
@@ -211,42 +210,43 @@ def _strided(placements: Sequence[Any]) -> list[int]:
 
 
 def boxes(shape: Sequence[int], mesh: Sequence[int], placements: Sequence[Any]) -> list[Box]:
-    """The part of a tensor that each coordinate of a mesh has, in row-major order. An axis that is cut n times is cut into
-    pieces of ⌈length/n⌉, the last ones shorter or empty. Mesh axes cut from left to right, but what `fully_shard` cuts of
-    an axis that tensor parallelism has cut before (a strided shard) comes last.
+    """The part of a tensor that each coordinate of a mesh has, in row-major order.
 
     >>> from torch.distributed.tensor import Shard
     >>> [box.size for box in boxes((5, 3), (4,), [Shard(0)])]
     [(2, 3), (2, 3), (1, 3), (0, 3)]
     """
+    return [box(shape, mesh, placements, here) for here in product(*map(range, mesh))]
+
+
+def box(shape: Sequence[int], mesh: Sequence[int], placements: Sequence[Any], here: Sequence[int]) -> Box:
+    """The part at one coordinate. An axis that is cut n times is cut into pieces of ⌈length/n⌉, the last ones shorter or
+    empty. Mesh axes cut from left to right, but what `fully_shard` cuts of an axis that tensor parallelism has cut before
+    (a strided shard) comes last."""
     strided = _strided(placements)
     plain = [axis for axis, p in enumerate(placements) if p.is_shard() and axis not in strided]
     if len(strided) > 1 or any(p.is_partial() for p in placements):
         raise ValueError(f"the optimizer does not know shards like {tuple(placements)}")
-    out = []
-    for here in product(*map(range, mesh)):
-        start, size = [0] * len(shape), list(shape)
-        for axis in plain + strided:
-            dim, pieces = placements[axis].dim, mesh[axis]
-            piece = -(-size[dim] // pieces)
-            first = min(here[axis] * piece, size[dim])
-            start[dim] += first
-            size[dim] = min(piece, size[dim] - first)
-        out.append(Box(tuple(start), tuple(size)))
-    return out
+    start, size = [0] * len(shape), list(shape)
+    for axis in plain + strided:
+        dim, pieces = placements[axis].dim, mesh[axis]
+        piece = -(-size[dim] // pieces)
+        first = min(here[axis] * piece, size[dim])
+        start[dim] += first
+        size[dim] = min(piece, size[dim] - first)
+    return Box(tuple(start), tuple(size))
 
 
 def box_here(tensor: Any) -> Box:
     """The part of a DTensor that this rank has."""
-    mesh = tensor.device_mesh
-    all_boxes = boxes(tuple(tensor.shape), mesh.mesh.shape, tensor.placements)
-    box = all_boxes[mesh.mesh.flatten().tolist().index(torch.distributed.get_rank())]
-    if box.size != tuple(tensor.to_local().shape):
+    mesh, found = tensor.device_mesh, tuple(tensor.to_local().shape)
+    expected = box(tuple(tensor.shape), mesh.mesh.shape, tensor.placements, mesh.get_coordinate())
+    if expected.size != found:
         raise ValueError(
-            f"the optimizer expected a shard of shape {box.size} and found {tuple(tensor.to_local().shape)}: it does not "
-            f"know shards like {tensor.placements} of {tuple(tensor.shape)}"
+            f"the optimizer expected a shard of shape {expected.size} and found {found}: it does not know shards like "
+            f"{tensor.placements} of {tuple(tensor.shape)}"
         )
-    return box
+    return expected
 
 
 def local(tensor: Tensor, placements: Sequence[Any] | None = None) -> Tensor:

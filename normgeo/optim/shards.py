@@ -43,19 +43,15 @@ class Euclidean(Direction):
 
     def __call__(self, M: Tensor, state: State, W: Tensor) -> Tensor:
         axes = tuple(range(1, M.ndim))
-        if M.numel():
-            e = torch.where((M != 0).any(axes[-1], keepdim=True).any(axes[:-1] or axes, keepdim=True), 0, NOTHING)
-            e = torch.where(e == 0, exponent(M, M.ndim - 1), e)
-            squares = shift(M, -e.clamp_min(-1000)).square().sum(axes, keepdim=True)
-        else:
-            e = torch.full((len(M),) + (1,) * (M.ndim - 1), NOTHING, device=M.device)
-            squares = M.new_zeros(e.shape)
-        told = self.ranks.each(torch.stack([e.to(M.dtype), squares]))[list(self.parts)]
-        exponents, sums = told[:, 0], told[:, 1]
+        nothing = M.new_zeros(M.shape[:1] + (1,) * (M.ndim - 1))
+        e = exponent(M, M.ndim - 1) if M.numel() else nothing.int()
+        squares = shift(M, -e).square().sum(axes, keepdim=True) if M.numel() else nothing
+        told = self.ranks.each(torch.stack([torch.where(squares == 0, NOTHING, e).to(M.dtype), squares]))
+        exponents, sums = told[list(self.parts)].unbind(1)
         most = exponents.amax(0)
-        total = torch.ldexp(sums, 2 * (exponents - most).clamp_min(-100)).sum(0)
-        size = total.sqrt().clamp_min(0.25)
-        return shift(M, -most.clamp_min(-1000).to(torch.int32)) * (self.length / size)
+        most = torch.where(most == NOTHING, 0, most)
+        size = torch.ldexp(sums, 2 * (exponents - most).clamp_min(-200)).sum(0).sqrt().clamp_min(0.25)
+        return shift(M, -most.int()) * (self.length / size)
 
 
 def on_shards(norm: Norm, layout: Shards, shape: Sequence[int]) -> Direction | None:

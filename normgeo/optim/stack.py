@@ -142,8 +142,9 @@ class Stack:
             moved = torch.tensor(changed)
         else:
             moved = (written != old).reshape(len(self), -1).any(1)
-        ranks = self.layout.ranks
-        self.numbers["moved"] += moved if ranks is None else ranks.anywhere(moved)
+        if self.layout.ranks is not None:
+            moved = self.layout.ranks.anywhere(moved)
+        self.numbers["moved"] += moved
 
     def commit(self, before: dict[str, State] | None, alive: Tensor | None) -> None:
         """Bring what the parts assigned back into the buffers, and undo it for leaves that are not alive."""
