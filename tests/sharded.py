@@ -25,11 +25,12 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 import normgeo as ng
+from normgeo.optim.layout import box_here
 
 STEPS = 50
 FULL = 12
@@ -179,7 +180,10 @@ def follow(
 def _like(grad: Tensor, p: Tensor) -> Tensor:
     if not hasattr(p, "placements"):
         return grad.clone()
-    return distribute_tensor(grad, p.device_mesh, p.placements)
+    if not any(hasattr(each, "split_factor") for each in p.placements):
+        return distribute_tensor(grad, p.device_mesh, p.placements)
+    mine = box_here(p).of(grad).clone()  # distribute_tensor does not make strided shards
+    return DTensor.from_local(mine, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
 
 
 def pair(
@@ -453,7 +457,9 @@ def fsdp_of_accelerate(rank: int) -> Iterator[None]:
     from accelerate import FullyShardedDataParallelPlugin
     from accelerate.state import AcceleratorState, DistributedType
 
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(distributed.get_world_size())}
+    world = str(distributed.get_world_size())
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29555"}  # asked for, though the ranks have met already
     made = AcceleratorState.__init__
 
     def make(self: AcceleratorState, *args: Any, **options: Any) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from normgeo.geometry import Leaf
 from normgeo.optim.ranks import Ranks, as_dtensor, ranks_of
 
-__all__ = ["Box", "Gathered", "Layout", "Shards", "Whole", "boxes", "layout_of", "local"]
+__all__ = ["Box", "Gathered", "Layout", "Shards", "Whole", "box_here", "boxes", "layout_of", "local"]
 
 
 @dataclass(frozen=True)
