@@ -542,7 +542,8 @@ def test_stacks_that_fit_the_cache_move_weights_as_whole_ones_do(monkeypatch):
     monkeypatch.setitem(place.MOST, "cpu", 130)
     train(pieces, twin, 3)
     assert len(pieces._bound[0].stacks) > len(whole._bound[0].stacks)
-    assert max(len(stack) for stack in pieces._bound[0].stacks) == 2
+    most = [max(len(stack) for stack in opt._bound[0].stacks) for opt in (pieces, whole)]
+    assert most[0] < most[1]
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 

@@ -176,7 +176,7 @@ def test_padding_never_changes_the_work_dtype():
         (torch.nn.Parameter(torch.zeros(s)), ng.geometry.Leaf(str(s), str(s), s, "linear", ng.norms.RMSToRMS()))
         for s in ((63, 70), (64, 70), (16, 64), (80, 64))
     ]
-    assert {tuple(sorted(bunch.shape)) for bunch in place.bunches(leaves, True)} == {(63, 70), (64, 80)}
+    assert {tuple(sorted(bunch.shape)) for bunch in place.bunches(leaves, True, True)} == {(63, 70), (64, 80)}
 
 
 def test_checkpoints_go_from_one_path_to_another():

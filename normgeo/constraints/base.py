@@ -43,7 +43,7 @@ class Constraint(ABC):
 
     needs: Mapping[str, int] = {}
     entrywise = False
-    """whether each entry is constrained by itself: then matrices may lie transposed, or among zeros, in a stack"""
+    """whether every entry is treated on its own, so that a shard of a leaf is as good as the leaf"""
 
     def bind(self, norm: Norm) -> Constraint:
         """This constraint for leaves of that norm; those that measure weights keep it."""

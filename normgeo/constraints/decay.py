@@ -36,8 +36,8 @@ class Decay(Constraint):
     tensor([0.7500])
     """
 
-    strength: float = 0.045
     entrywise = True
+    strength: float = 0.045
 
     def __post_init__(self) -> None:
         check_strength(type(self).__name__, self.strength)
@@ -60,8 +60,8 @@ class DecoupledDecay(Constraint):
     tensor([0.9000])
     """
 
-    strength: float
     entrywise = True
+    strength: float
 
     def __post_init__(self) -> None:
         check_strength(type(self).__name__, self.strength)
@@ -85,8 +85,8 @@ class CorrectedDecay(Constraint):
     tensor([0.9900])
     """
 
-    strength: float
     entrywise = True
+    strength: float
 
     def __post_init__(self) -> None:
         check_strength(type(self).__name__, self.strength)
@@ -146,8 +146,8 @@ class L2Penalty(Constraint):
     tensor([0.1000])
     """
 
-    strength: float
     entrywise = True
+    strength: float
 
     def __post_init__(self) -> None:
         check_strength(type(self).__name__, self.strength)

@@ -28,7 +28,9 @@ def speed_table(timings: Sequence[Timing], rates: Rates | None = None, reference
             timing.name,
             f"{median:.2f} [{low:.2f}, {high:.2f}]",
             f"{ratio:.2f} [{below:.2f}, {above:.2f}]",
-            "" if timing.gflops is None else f"{timing.gflops:.0f}{_part(timing.gflops, rates.gflops if rates else None)}",
+            ""
+            if timing.gflops is None
+            else f"{timing.gflops:.0f}{_part(timing.gflops, rates.gflops if rates else None)}",
             f"{timing.gbytes:.1f}{_part(timing.gbytes, rates.gbytes if rates else None)}",
         )
     return table

@@ -11,10 +11,12 @@ from torch.nn import Parameter
 
 from normgeo.geometry import Leaf
 from normgeo.optim.closure import Grads, Line, hessian_vector_product
+from normgeo.optim.exchange import in_turn
 from normgeo.optim.fused import Fused
 from normgeo.optim.guard import Verdict
 from normgeo.optim.passage import alive, direct, rate, write
 from normgeo.optim.place import bunches
+from normgeo.optim.ranks import Ranks
 from normgeo.optim.stack import Parts, Stack, Store
 from normgeo.steps import Stats, StepState
 from normgeo.steps.base import Move
@@ -32,6 +34,7 @@ class Group:
         leaves: Callable[[Parameter], Sequence[Leaf]],
         parts: Parts,
         store: Store,
+        ranks: Ranks | None,
         fused: Fused,
         capturable: bool = False,
         alone: bool = False,
@@ -40,7 +43,8 @@ class Group:
         trained = [p for p in params if p.requires_grad]
         entries = [(p, leaf) for p in trained for leaf in leaves(p)]
         self.stacks = [
-            Stack(bunch, parts, store, fused, capturable) for bunch in bunches(entries, parts.entrywise, alone)
+            Stack(bunch, parts, store, fused, capturable)
+            for bunch in bunches(entries, parts.entrywise, parts.simple, ranks, alone)
         ]
         self.stacks_of: dict[Parameter, list[Stack]] = {p: [] for p in trained}
         for stack in self.stacks:
@@ -104,13 +108,13 @@ class Group:
         living = [alive(stack, verdict) for stack in stacks]
         before = [None if a is None else stack.snapshot() for a, stack in zip(living, stacks, strict=True)]
         shared_before = {} if verdict.finite is None else {name: x.clone() for name, x in self.shared.items()}
-        stats = Stats(self.count, torch.as_tensor(loss).detach() if "loss" in step.needs else None)
+        stats = Stats(self.count, torch.as_tensor(loss).detach() if "loss" in step.needs else None, turn=self.steps)
         state = StepState(dict(self.shared), [stack.state["step"] for stack in stacks])
 
         # Lazily: one stack at a time, unless the step size has to see all directions before it decides.
         bent = graph if self.parts.direction is not None and self.due("hvp", self.parts.direction) else None
         held = validation if validation and any("validation" in part.needs for part in self.parts) else {}
-        moves: Iterable[Move] = (direct(s, a, stats, bent, held) for s, a in zip(stacks, living, strict=True))
+        moves: Iterable[Move] = in_turn(direct(s, a, stats, bent, held) for s, a in zip(stacks, living, strict=True))
         if {"moves", "updates"} & set(step.needs):
             moves = stats.moves = list(moves)
             if graph is not None and self.due("hvp", step):

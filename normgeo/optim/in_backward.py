@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import Parameter
 
+from normgeo.optim.ranks import Ranks, as_dtensor
 from normgeo.optim.stack import Parts
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ class _Hook:
         return _Hook(lambda: None)  # a copied parameter is nobody's
 
 
-def check_in_backward(parts: Sequence[Parts], nonfinite: str, capturable: bool) -> None:
+def check_in_backward(
+    parts: Sequence[Parts], nonfinite: str, capturable: bool, params: Iterable[torch.Tensor], ranks: Ranks | None
+) -> None:
     """What has to see all gradients before the first weight moves."""
     if nonfinite != "zero":
         raise ValueError(
@@ -72,6 +75,8 @@ def check_in_backward(parts: Sequence[Parts], nonfinite: str, capturable: bool) 
         )
     if capturable:
         raise ValueError("in_backward=True and capturable=True cannot be had together; leave one of them out")
+    if ranks is not None or any(as_dtensor(p) is not None for p in params):
+        raise ValueError("in_backward=True does not wait for other ranks; write in_backward=False")
     for part in (part for its in parts for part in its):
         if part.needs or getattr(part, "init_shared", dict)():
             raise ValueError(

@@ -28,7 +28,7 @@ class Iterate(ABC):
 
     needs: Mapping[str, int] = {}
     entrywise = False
-    """whether each entry is written by itself: then matrices may lie transposed, or among zeros, in a stack"""
+    """whether every entry is written on its own, so that a shard of a leaf is as good as the leaf"""
     joint = False
     """whether only the product η·D matters to `write`: then the radius may come with η, which is smaller than D"""
 
@@ -58,8 +58,8 @@ class Descent(Iterate):
     tensor([0.7500])
     """
 
-    joint = True
     entrywise = True
+    joint = True
 
     def write(self, W: Tensor, D: Tensor, eta: Tensor, state: State) -> Tensor:
         return torch.addcmul(W, D, eta, value=-1)

@@ -13,8 +13,10 @@ from torch.nn import Parameter
 from normgeo.geometry import Leaf
 from normgeo.linalg import SMALLEST_MIXED
 from normgeo.norms import Norm
+from normgeo.optim.layout import Whole, layout_of
+from normgeo.optim.ranks import Ranks
 
-__all__ = ["Bunch", "Entry", "Place", "bunches"]
+__all__ = ["Bunch", "Entry", "Place", "at_a_time", "bunches"]
 
 Entry = tuple[Parameter, Leaf]
 
@@ -23,6 +25,10 @@ Entry = tuple[Parameter, Leaf]
 # without bound: a step needs eight tensors of this size, 2 GB in float32.
 MOST = {"cpu": 2**18}
 MOST_ELSEWHERE = 2**26
+
+# Entries of whole leaves that come to one rank at a time: 256 MB in float32, or one leaf if that is larger. While they are
+# under way the rank works on others.
+WHOLE = 2**26
 
 # A stack more costs as much as the polar factor of a matrix with sides m ≤ n and this m²n: launches against arithmetic.
 # On CPU measured: 25 matrices with sides from 64 to 128 take 35 ms alone, 13.5 in 3 stacks, 16.5 with 2²³ here. Elsewhere
@@ -56,23 +62,30 @@ class Bunch(NamedTuple):
     places: list[Place]
 
 
-def bunches(entries: Sequence[Entry], entrywise: bool, alone: bool = False) -> Iterator[Bunch]:
-    """Leaves of equal norm, shape, dtype and device, no more than `MOST` entries together. Where all parts are `entrywise`,
-    transposed shapes count as equal, and small matrices are padded to share a stack where that costs less than another one.
-    alone: only leaves of one parameter share a stack.
+def bunches(
+    entries: Sequence[Entry], entrywise: bool, simple: bool, ranks: Ranks | None = None, alone: bool = False
+) -> Iterator[Bunch]:
+    """Leaves of equal norm, shape, dtype, device and layout, no more than `MOST` entries together, and on many ranks, their
+    own or `ranks` that share the work, no more than these should have whole at a time. Where all parts are `simple` and
+    nobody shares, transposed shapes count as equal, and small matrices are padded to share a stack where that costs less
+    than another one. entrywise: of the parts, for the layout. alone: only leaves of one parameter share a stack.
     """
     found: dict[Any, list[tuple[Entry, float]]] = {}
     for parameter, leaf in entries:
-        spectral = leaf.norm.as_spectral(leaf.shape) if entrywise else None
+        layout = layout_of(parameter, leaf, entrywise)
+        whole = simple and ranks is None and layout == Whole()
+        spectral = leaf.norm.as_spectral(leaf.shape) if whole else None
         norm, scale = spectral or (leaf.norm, 1.0)
         shape = tuple(sorted(leaf.shape)) if spectral else leaf.shape
-        key = (norm, parameter.dtype, parameter.device, bool(spectral), id(parameter) if alone else None, shape)
+        at = id(parameter) if alone else None
+        key = (norm, parameter.dtype, parameter.device, bool(spectral), at, layout, shape)
         found.setdefault(key, []).append(((parameter, leaf), scale))
-    for (norm, _, device, spectral, _, shape), these in (_padded(found) if entrywise else found).items():
+    for (norm, _, device, spectral, _, layout, shape), these in _padded(found).items():
         most = MOST.get(device.type, MOST_ELSEWHERE)
         if spectral:  # those that lie alike next to each other, so that few chunks have both
             these = sorted(these, key=lambda each: _tall(each[0][1].shape))
-        size = max(1, most // math.prod(shape))
+        sharing = layout.ranks or ranks
+        size = max(1, most // math.prod(shape)) if sharing is None else at_a_time(shape, sharing.size)
         for i in range(0, len(these), size):
             chunk = these[i : i + size]
             first = chunk[0][0][1].shape
@@ -81,6 +94,11 @@ def bunches(entries: Sequence[Entry], entrywise: bool, alone: bool = False) -> I
                 Place(leaf.shape, bool(spectral) and _tall(leaf.shape) != tall, scale) for (_, leaf), scale in chunk
             ]
             yield Bunch([entry for entry, _ in chunk], norm, shape[::-1] if tall else shape, places)
+
+
+def at_a_time(shape: Sequence[int], ranks: int) -> int:
+    """How many leaves of that shape ranks put together before the next ones."""
+    return ranks * max(1, WHOLE // math.prod(shape))
 
 
 def _padded(found: dict[Any, list[tuple[Entry, float]]]) -> dict[Any, list[tuple[Entry, float]]]:

@@ -13,9 +13,12 @@ from torch.nn import Parameter
 from normgeo.constraints import Constraint
 from normgeo.geometry import Leaf
 from normgeo.optim.direction import Direction, Dualize
+from normgeo.optim.exchange import Exchange, Task
 from normgeo.optim.fused import Fused
 from normgeo.optim.iterate import Iterate
+from normgeo.optim.layout import Shards, Whole, layout_of
 from normgeo.optim.place import Bunch
+from normgeo.optim.shards import costly, on_shards
 from normgeo.rules import Rule
 from normgeo.rules.base import State
 from normgeo.steps import StepSize
@@ -42,10 +45,17 @@ class Parts:
 
     @property
     def entrywise(self) -> bool:
-        """Whether nobody but the norm sees more than one entry of a weight at a time."""
-        whole = self.rule.entrywise and self.iterate.entrywise and self.constraint.entrywise
-        simple = not self.step.needs and type(self.step).init is StepSize.init
-        return whole and simple and self.direction is None
+        """Whether, the duality map apart, a shard of a leaf is as good as the leaf."""
+        each = self.rule.entrywise and self.iterate.entrywise and self.constraint.entrywise
+        looks = {"moves", "updates", "closure", "hvp"} & set(self.step.needs)
+        return each and self.direction is None and not looks
+
+    @property
+    def simple(self) -> bool:
+        """`entrywise`, and of all parts only the rule keeps state: then matrices may lie transposed, or among zeros, in a
+        stack."""
+        free = type(self.iterate).init is Iterate.init and type(self.constraint).init is Constraint.init
+        return self.entrywise and free and not self.step.needs and type(self.step).init is StepSize.init
 
 
 class Stack:
@@ -61,10 +71,17 @@ class Stack:
         self.norm, self.shape, self.places = bunch.norm, bunch.shape, bunch.places
         self.rule, self.iterate, self.step = parts.rule, parts.iterate, parts.step
         self.constraint = parts.constraint.bind(self.norm)
-        self.direction = (parts.direction or Dualize(self.norm)).bind(self.norm)
-        self._plain = all(leaf.view is None for leaf in self.leaves)
+        self.layout = layout_of(self.params[0], self.leaves[0], parts.entrywise)
+        apart = on_shards(self.norm, self.layout, self.leaves[0].shape) if isinstance(self.layout, Shards) else None
+        self.direction = (parts.direction or apart or Dualize(self.norm)).bind(self.norm)
+        self.meets = (
+            apart is None and parts.direction is None and (isinstance(self.layout, Shards) or costly(self.norm))
+        )
+        """whether whole leaves are to be dualized, each on a rank that `exchange` knows once it is set"""
+        self.exchange: Exchange | None = None
+        self._plain = self.layout == Whole() and all(leaf.view is None for leaf in self.leaves)
         self._filled = all(place.shape == self.shape and not place.turned for place in self.places)
-        self.fused = fused if parts.entrywise else None
+        self.fused = fused if parts.simple and self.layout == Whole() else None
         first = self.params[0]
         self.dtype = torch.float32 if first.dtype in (torch.bfloat16, torch.float16) else first.dtype
         self.device = first.device
@@ -89,6 +106,12 @@ class Stack:
             return _grad(p).unsqueeze(0).to(self.dtype), p.detach().unsqueeze(0).to(self.dtype)
         return self.grads(), self.weights()
 
+    def turn(self, M: Tensor, W: Tensor) -> Task[Tensor]:
+        """The direction of M."""
+        if self.exchange is None:
+            return self.direction(M, self.state["direction"], W)
+        return (yield from self.exchange(lambda M: self.direction(M, {}, M), M))
+
     def present(self) -> list[bool]:
         return [p.grad is not None for p in self.params]
 
@@ -99,7 +122,8 @@ class Stack:
             torch._foreach_copy_([p for p, *_ in slots], [w for _, _, w, _ in slots])
             return
         for p, leaf, w, _ in slots:
-            leaf.write(p, w)
+            self.layout.write(leaf, p, w)
+        torch.autograd.graph.increment_version([p for p, *_ in slots])
 
     def as_parameters(self, V: Tensor) -> dict[Parameter, Tensor]:
         """V (n, *shape) as tensors in the shapes of the parameters, 0 where they have other leaves."""
@@ -139,9 +163,12 @@ class Stack:
         written = new.to(self.params[0].dtype)
         if self.looks:  # there comparing and then reducing is slow, and nothing waits for the answer
             changed = [not torch.equal(a, b) for a, b in zip(written.unbind(), old.unbind(), strict=True)]
-            self.numbers["moved"] += 1 if all(changed) else torch.tensor(changed)
+            moved = torch.tensor(changed)
         else:
-            self.numbers["moved"] += (written != old).reshape(len(self), -1).any(1)
+            moved = (written != old).reshape(len(self), -1).any(1)
+        if self.layout.ranks is not None:
+            moved = self.layout.ranks.anywhere(moved)
+        self.numbers["moved"] += moved
 
     def commit(self, before: dict[str, State] | None, alive: Tensor | None) -> None:
         """Bring what the parts assigned back into the buffers, and undo it for leaves that are not alive."""
@@ -157,7 +184,7 @@ class Stack:
     def _read(self, pick: Callable[[Parameter], Tensor]) -> Tensor:
         seen = [pick(p) for p in self.params]
         if not self._plain:
-            seen = [leaf.read(tensor) for leaf, tensor in zip(self.leaves, seen, strict=True)]
+            seen = [self.layout.read(leaf, tensor) for leaf, tensor in zip(self.leaves, seen, strict=True)]
         if self._filled:
             return torch.stack(seen).to(self.dtype)
         out = seen[0].new_zeros((len(self), *self.shape), dtype=self.dtype)
@@ -185,8 +212,8 @@ class Stack:
                 for slot, leaf, kept in zip(slots, self.leaves, (store[p] for p in self.params), strict=True):
                     key = state_key(leaf, part, name)
                     if key in kept:
-                        _take_over(slot, kept[key], leaf, key)
-                    kept[key] = slot
+                        _take_over(slot, self.layout.restore(leaf, kept[key]), leaf, key)
+                    kept[key] = self.layout.keep(leaf, slot)
         self.numbers = numbers
         self._buffers = {part: dict(state) for part, state in self.state.items()}
 

@@ -36,9 +36,9 @@ class Momentum(Rule):
     tensor([[0.1000]])
     """
 
+    entrywise = True
     beta: float = 0.9
     nesterov: bool = False
-    entrywise = True
 
     def __post_init__(self) -> None:
         _check_beta(type(self).__name__, self.beta)
@@ -63,9 +63,9 @@ class HeavyBall(Rule):
     tensor([[1.9000]])
     """
 
+    entrywise = True
     beta: float = 0.9
     nesterov: bool = False
-    entrywise = True
 
     def __post_init__(self) -> None:
         _check_beta(type(self).__name__, self.beta)
