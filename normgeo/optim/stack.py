@@ -146,6 +146,8 @@ class Stack:
 
     def views(self, V: Tensor) -> list[Tensor]:
         """The leaves in V (n, *shape)."""
+        if self._filled:  # also by the shards that a rank has
+            return list(V.unbind())
         return [place.view(slot) for place, slot in zip(self.places, V.unbind(), strict=True)]
 
     def flags(self, which: Sequence[bool]) -> Tensor:  # (n,) bool
