@@ -25,7 +25,7 @@ Groups = tuple[tuple[str, tuple[Axis, ...]], ...]
 TABLES = {"embedding", "positions", "token"}
 ROLES = (
     *("linear", "head", "router", "gate", "recurrent", "expert", "lora A", "lora B", "convolution", "embedding"),
-    *("positions", "token", "bias", "gain", "scalar", "bias table", "state space"),
+    *("positions", "token", "bias", "gain", "scalar", "bias table", "state space", "unused"),
 )
 VECTORS: dict[str, Norm] = {"bias": RMS(), "gain": Linf(), "state space": Linf(), "bias table": Linf()}
 

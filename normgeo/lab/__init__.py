@@ -23,6 +23,7 @@ from normgeo.lab.corpus import Corpus, standard_library, text_file
 from normgeo.lab.errors import Diverged, UserError
 from normgeo.lab.landscapes import Factors, Landscape, Network, Quadratic, Rosenbrock, curvature
 from normgeo.lab.ledger import Ledger
+from normgeo.lab.named import LIBRARIES, named_model
 from normgeo.lab.problems import Classes, Classify, Problem, Score, Settings, Text, evaluate, labelled_file
 from normgeo.lab.quality import Comparison, Parabola, Sources, Study, Transfer, studies
 from normgeo.lab.report import plot_budgets, plot_losses, summary
@@ -34,6 +35,7 @@ from normgeo.lab.trials import Entry, Outcome, Trial, Trials
 __all__ = [
     "CLAIM_COLUMNS",
     "COSTS",
+    "LIBRARIES",
     "REFERENCE",
     "UPKEEP_COLUMNS",
     "WINNER_COLUMNS",
@@ -86,6 +88,7 @@ __all__ = [
     "landscapes",
     "load_checkpoint",
     "muon",
+    "named_model",
     "operated",
     "ours",
     "plot_budgets",
