@@ -32,7 +32,9 @@ def named_model(
     GPT2LMHeadModel. config: values in place of the defaults. tiny: no more than two layers of any kind, 16 times narrower.
     On the meta device weights take no memory, whatever their size, but models that look at values do not run.
 
-    >>> model, args, kwargs = named_model("timm", "resnet18")  # doctest: +SKIP
+    >>> model, args, kwargs = named_model("transformers", "gpt2", {"n_head": 4}, tiny=True)
+    >>> type(model).__name__, len(model.transformer.h), kwargs["input_ids"].shape
+    ('GPT2LMHeadModel', 2, torch.Size([2, 12]))
     """
     make = LIBRARIES[library]
     try:
@@ -42,8 +44,8 @@ def named_model(
             return made
         if (count := sum(p.numel() for p in made[0].parameters())) > MOST:
             raise UserError(
-                f"{library}:{name} has {count / 1e9:.1f} billion parameters; write --tiny, --config KEY=VALUE for a smaller "
-                f"one, or --device meta"
+                f"{library}:{name} has {count / 1e9:.1f} billion parameters; write --tiny, --config KEY=VALUE for "
+                f"a smaller one, or --device meta"
             )
         with torch.device(device):
             return make(name, dict(config or {}), tiny)

@@ -22,11 +22,8 @@ def lost_message(reader: Reader, lost: Sequence[str], parameters: Mapping[str, P
     at = {found.node.index for found in reader.found if found.weight.parameter is parameters[name]}
     others = f" (so are {some(lost[1:])})" if len(lost) > 1 else ""
     told = ", ".join(f'"{pattern}": "unused"' for pattern in patterns_of(lost, parameters))
-    stay = (
-        f"say that they stay as they are with roles={{{told}}}"
-        if others
-        else f"say that it stays with roles={{{told}}}"
-    )
+    subject = "they stay as they are" if others else "it stays as it is"
+    stay = f"say that {subject} with roles={{{told}}}"
     freeze = f'or freeze it: model.get_parameter("{name}").requires_grad_(False)'
     if at:
         if outputs := _depending(reader, at):
@@ -39,7 +36,7 @@ def lost_message(reader: Reader, lost: Sequence[str], parameters: Mapping[str, P
     )
     return (
         f"parameter {name} is not used in this forward by any operation that can be seen{others}: give example inputs that "
-        f'reach it{asked}, say what it is with roles={{"{name}": "linear"}}, {stay}, {freeze}'
+        f'reach it{asked}, {stay}, say what it is, if something unseen uses it, with roles={{"{name}": "linear"}}, {freeze}'
     )
 
 
