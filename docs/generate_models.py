@@ -88,6 +88,8 @@ def large():
 def kept(part):
     """A part of the page as it is."""
     text = TARGET.read_text(encoding="utf-8")
+    if part not in text:
+        return ""
     start = text.index(part)
     ends = [text.index(other) for other in PARTS if other in text and text.index(other) > start]
     return text[start : min(ends, default=len(text))].strip() + "\n"
@@ -95,7 +97,7 @@ def kept(part):
 
 def page(more=False, measure=False):
     parts = (listed(), others() if more else kept(PARTS[0]), large() if measure else kept(PARTS[1]))
-    return "\n".join(parts)
+    return "\n".join(filter(None, parts))
 
 
 LISTED = """# Models that compile as they are
@@ -123,8 +125,9 @@ LARGE_STEPS = {
 }
 LARGE = """{heading}
 
-Made by `OMP_NUM_THREADS=1 python docs/generate_models.py --large` on an AMD EPYC, each line in a process of its own. Seconds
-are those of the processor, since other work ran beside it; memory is the largest that the process held, with torch itself.
+Made by `OMP_NUM_THREADS=1 python docs/generate_models.py --large` on an AMD EPYC, each line in a process of its own.
+Seconds are those of the processor, since other work ran beside it; memory is the largest that the process held, torch
+itself included.
 
 {table}
 """
