@@ -198,7 +198,7 @@ def test_the_output_can_be_chosen():
             return {"first": self.a(x), "second": self.b(self.a(x))}
 
     model = Two()
-    with pytest.raises(ng.geometry.GeometryError, match=r"write output='first' .* second \(2, 4\)"):
+    with pytest.raises(ng.geometry.GeometryError, match=r"write output='first', .* second \(2, 4\)"):
         ng.compile(model, (rows(2, 4),))
     with pytest.raises(ng.geometry.GeometryError, match=r"b.weight is used, but not on the way.*get_parameter"):
         ng.compile(model, (rows(2, 4),), output="first")
