@@ -55,7 +55,7 @@ def patterns_of(lost: Sequence[str], parameters: Collection[str]) -> list[str]:
 
     >>> names = ["h.0.up.weight", "h.0.up.bias", "h.0.r", "h.1.up.weight", "h.1.up.bias", "h.1.r"]
     >>> patterns_of(["h.0.up.weight", "h.0.up.bias", "h.1.up.weight", "h.1.up.bias", "h.1.r"], names)
-    ['h.*.up', 'h.1.r']
+    ['h.*.up', 'h.1']
     """
     out: list[str] = []
     for name in lost:

@@ -182,6 +182,7 @@ class Plan:
         before keeps its radii.
 
         >>> import torch, normgeo as ng
+        >>> _ = torch.manual_seed(0)
         >>> model = ng.nn.MLP(4, 8, 2)
         >>> [leaf.source for leaf in ng.compile(model).refresh(model, (torch.ones(1, 4),)).leaves]
         ['measured', 'measured', 'measured']
