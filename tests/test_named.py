@@ -7,7 +7,8 @@ from click.testing import CliRunner
 
 import normgeo as ng
 from normgeo.cli.main import commands
-from normgeo.lab import UserError, named_model
+from normgeo.lab import UserError
+from normgeo.lab.named import named_model
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -13,7 +13,8 @@ import click
 from torch import nn
 
 import normgeo
-from normgeo.lab import LIBRARIES, UserError, named_model
+from normgeo.lab import UserError
+from normgeo.lab.named import LIBRARIES, named_model
 
 __all__ = ["explain"]
 

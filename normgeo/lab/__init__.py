@@ -23,7 +23,6 @@ from normgeo.lab.corpus import Corpus, standard_library, text_file
 from normgeo.lab.errors import Diverged, UserError
 from normgeo.lab.landscapes import Factors, Landscape, Network, Quadratic, Rosenbrock, curvature
 from normgeo.lab.ledger import Ledger
-from normgeo.lab.named import LIBRARIES, named_model
 from normgeo.lab.optima import Bowl, Logistic
 from normgeo.lab.problems import Classes, Classify, Pictures, Problem, Score, Settings, Text, evaluate, labelled_file
 from normgeo.lab.quality import Comparison, Parabola, Sources, Study, Transfer, studies
@@ -38,7 +37,6 @@ __all__ = [
     "AGAINST",
     "CLAIM_COLUMNS",
     "COSTS",
-    "LIBRARIES",
     "REFERENCE",
     "RULES",
     "UPKEEP_COLUMNS",
@@ -97,7 +95,6 @@ __all__ = [
     "landscapes",
     "load_checkpoint",
     "muon",
-    "named_model",
     "operated",
     "ours",
     "plot_budgets",
