@@ -11,6 +11,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import torch
+
 import normgeo as ng
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
