@@ -18,6 +18,8 @@ __all__ = ["COMPARISONS", "Contender", "Many", "adamw", "contenders", "muon", "o
 
 COMPARISONS = ("adamw", "muon", "grid", "none")
 GRID = (1e-3, 3e-3, 1e-2, 3e-2)
+HIDDEN = ("linear", "convolution")
+Compile = Callable[..., ng.Plan]
 
 
 class Many:
@@ -53,13 +55,32 @@ class Many:
             part.load_state_dict(state)
 
 
+class Flattened(torch.optim.Muon):
+    """torch's Muon, which takes matrices only, on weights of any shape: each as the matrix (out, rest) in its memory."""
+
+    def __init__(self, params: Iterable[nn.Parameter], **options: Any) -> None:
+        self.weights = list(params)
+        super().__init__([nn.Parameter(p.detach().view(len(p), -1)) for p in self.weights], **options)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        for weight, matrix in zip(self.weights, self.param_groups[0]["params"], strict=True):
+            matrix.grad = None if weight.grad is None else weight.grad.reshape(matrix.shape)
+        return super().step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        for weight in self.weights:
+            weight.grad = None
+
+
 @dataclass(frozen=True)
 class Contender:
     """A name, what it was given, and how to make its optimizer for a model."""
 
     name: str
     setting: str
-    make: Callable[[nn.Module], Many]
+    make: Callable[..., Many]
+    """for a model and, where it needs more than that, the function that compiles its plan"""
 
 
 def contenders(compare: Iterable[str], *, steps: int, lr: float, warmup: int) -> list[Contender]:
@@ -84,14 +105,18 @@ def ours(steps: int, lr: float = 0.2, warmup: int = 20, constraint: Constraint |
     options: dict[str, Any] = {}
     if constraint is not None:
         options, setting = {"constraint": constraint}, f"{setting}, {constraint}"
-    return Contender("normgeo", setting, lambda model: Many(ng.optimizer(model, lr=lr, step=schedule, **options)))
+
+    def make(model: nn.Module, compile: Compile = ng.compile) -> Many:
+        return Many(compile(model).optimizer(model, lr=lr, step=schedule, **options))
+
+    return Contender("normgeo", setting, make)
 
 
-def adamw(steps: int, lr: float, decay: float = 0.1) -> Contender:
+def adamw(steps: int, lr: float, decay: float = 0.1, warmup: int = 100) -> Contender:
     """torch.optim.AdamW on every parameter."""
-    schedule = ng.steps.Linear(total=steps, warmup=min(100, steps // 5))
+    schedule = ng.steps.Linear(total=steps, warmup=min(warmup, steps // 5))
 
-    def make(model: nn.Module) -> Many:
+    def make(model: nn.Module, compile: Compile = ng.compile) -> Many:
         return Many(
             torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=decay), schedule=schedule
         )
@@ -100,14 +125,14 @@ def adamw(steps: int, lr: float, decay: float = 0.1) -> Contender:
 
 
 def muon(steps: int, lr: float, lr_rest: float, decay: float = 0.1) -> Contender:
-    """torch.optim.Muon on hidden matrices, AdamW on embeddings, head and the rest."""
+    """torch.optim.Muon on hidden matrices and kernels, AdamW on embeddings, head and the rest."""
     schedule = ng.steps.Linear(total=steps, warmup=min(20, steps // 5))
 
-    def make(model: nn.Module) -> Many:
-        leaves = {leaf.parameter: leaf.role for leaf in ng.compile(model).leaves}
-        hidden = [p for name, p in model.named_parameters() if leaves[name] == "linear"]
-        rest = [p for name, p in model.named_parameters() if leaves[name] != "linear"]
-        muon = torch.optim.Muon(hidden, lr=lr, weight_decay=decay)
+    def make(model: nn.Module, compile: Compile = ng.compile) -> Many:
+        leaves = {leaf.parameter: leaf.role for leaf in compile(model).leaves}
+        hidden = [p for name, p in model.named_parameters() if leaves[name] in HIDDEN]
+        rest = [p for name, p in model.named_parameters() if leaves[name] not in HIDDEN]
+        muon = Flattened(hidden, lr=lr, weight_decay=decay)
         adamw = torch.optim.AdamW(rest, lr=lr_rest, betas=(0.9, 0.95), weight_decay=decay)
         return Many(muon, adamw, schedule=schedule)
 
@@ -119,7 +144,7 @@ def operated(steps: int, lr: float, direction: Direction, warmup: int = 20) -> C
     """The compiled plan with an operator budget on every weight in place of the dual of its norm; lr keeps its meaning."""
     schedule = ng.steps.Linear(total=steps, warmup=warmup)
 
-    def make(model: nn.Module) -> Many:
-        return Many(ng.compile(model, budgets={"*": direction}).optimizer(model, lr=lr, step=schedule))
+    def make(model: nn.Module, compile: Compile = ng.compile) -> Many:
+        return Many(compile(model, budgets={"*": direction}).optimizer(model, lr=lr, step=schedule))
 
     return Contender("budget", f"lr {lr:g}, {warmup} warm-up steps, linear to 0", make)

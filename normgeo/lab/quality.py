@@ -16,6 +16,7 @@ import numpy as np
 from normgeo.constraints import Decay
 from normgeo.lab.corpus import Corpus, standard_library, text_file
 from normgeo.lab.errors import UserError
+from normgeo.lab.models import FAMILIES, Pictures, TransformerText, heads_of
 from normgeo.lab.problems import Classes, Classify, Problem, Settings, Text, labelled_file
 from normgeo.lab.trials import Entry, Outcome, Trial, Trials
 
@@ -26,31 +27,42 @@ Row = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the data are; makes a problem from its name and a seed: "gpt width 128 depth 3 steps 500"."""
+    """Where the data are; makes a problem from its name and a seed: "gpt width 128 depth 3 steps 500". On a text: gpt, gpt2
+    and llama; on labelled vectors: mlp and resnet18."""
 
     text: Path | None = None
     classes: Path | None = None
 
     def of(self, name: str) -> str:
         """Which data the problem is made of, so that runs on other data are not taken for these."""
-        path = self.text if name.startswith("gpt") else self.classes
-        if path is None and not name.startswith("gpt"):
-            raise UserError("--classes: an MLP needs labelled vectors; give an .npz file, or leave the study out")
+        reads = _reads(name)
+        path = self.text if reads else self.classes
+        if path is None and not reads:
+            kind = "a ResNet" if name.startswith("resnet") else "an MLP"
+            raise UserError(f"--classes: {kind} needs labelled vectors; give an .npz file, or leave the study out")
         if path is None:
             return f"Python {platform.python_version()}"
         try:
             return f"{path.name}, {path.stat().st_size} bytes"
         except OSError as error:
-            option = "--text" if name.startswith("gpt") else "--classes"
+            option = "--text" if reads else "--classes"
             raise UserError(f"{option}: cannot read {path}: {error.strerror}; give the path of a file") from error
 
     def __call__(self, name: str, seed: int) -> Problem:
         kind, *rest = name.split()
         sizes = dict(zip(rest[::2], map(int, rest[1::2]), strict=True))
+        if kind in FAMILIES:
+            sizes.setdefault("heads", heads_of(sizes["width"]))
+            return TransformerText(Settings(**sizes, seed=seed), _corpus(self.text), kind)
         if kind == "gpt":
             return Text(Settings(**sizes, seed=seed), _corpus(self.text))
         assert self.classes is not None, "`of` asks for it"
-        return Classify(_classes(self.classes), **sizes, seed=seed)
+        return (Pictures if kind == "resnet18" else Classify)(_classes(self.classes), **sizes, seed=seed)
+
+
+def _reads(name: str) -> bool:
+    """Whether the problem of this name is about text."""
+    return name.split()[0] in ("gpt", *FAMILIES)
 
 
 # Every trial and every row of a table asks for its problem; the data are read once.

@@ -52,7 +52,7 @@ class Training:
     def __init__(self, contender: Contender, problem: Problem, device: torch.device) -> None:
         self.problem, self.device = problem, device
         self.model = problem.model().to(device)
-        self.optimizer: Many = contender.make(self.model)
+        self.optimizer: Many = contender.make(self.model, problem.compile)
         self.curve = Curve(contender.name, contender.setting)
         self.step = 0
         self._losses: list[Tensor] = []
@@ -76,7 +76,9 @@ class Training:
         self.curve.seconds += time.perf_counter() - started
         self.curve.examples_per_second = self.step * y.numel() / self.curve.seconds
         if self.step % max(1, self.problem.steps // 10) == 0 or self.done:
+            self.model.eval()
             score = self.problem.score(self.model, self.device, final=self.done)
+            self.model.train()
             self._check(score.loss)
             self.curve.validated.append(self.step)
             self.curve.validation.append(score.loss)
