@@ -23,6 +23,8 @@ from normgeo.lab.corpus import Corpus, standard_library, text_file
 from normgeo.lab.errors import Diverged, UserError
 from normgeo.lab.landscapes import Factors, Landscape, Network, Quadratic, Rosenbrock, curvature
 from normgeo.lab.ledger import Ledger
+from normgeo.lab.model_studies import model_studies
+from normgeo.lab.models import Pictures, ResNet18, TransformerText
 from normgeo.lab.problems import Classes, Classify, Problem, Score, Settings, Text, evaluate, labelled_file
 from normgeo.lab.quality import Comparison, Parabola, Sources, Study, Transfer, studies
 from normgeo.lab.report import plot_budgets, plot_losses, summary
@@ -53,11 +55,13 @@ __all__ = [
     "Network",
     "Outcome",
     "Parabola",
+    "Pictures",
     "Place",
     "Problem",
     "Quadratic",
     "Race",
     "Races",
+    "ResNet18",
     "Rosenbrock",
     "Score",
     "Settings",
@@ -67,6 +71,7 @@ __all__ = [
     "Timing",
     "Training",
     "Transfer",
+    "TransformerText",
     "Trial",
     "Trials",
     "UserError",
@@ -85,6 +90,7 @@ __all__ = [
     "labelled_file",
     "landscapes",
     "load_checkpoint",
+    "model_studies",
     "muon",
     "operated",
     "ours",
