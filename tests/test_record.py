@@ -115,7 +115,7 @@ def test_hidden_radii_do_not_depend_on_the_depth():
     radii = []
     for depth in (1, 2, 5):
         plan = ng.compile(GPT(depth=depth), (ids(),))
-        radii.append({leaf.role: leaf.radius for leaf in plan.leaves if leaf.role in ("linear", "head", "bias")})
+        radii.append({leaf.role: leaf.radius for leaf in plan.leaves if leaf.role in ("linear", "head", "gain")})
         assert len({round(leaf.radius, 9) for leaf in plan.leaves if leaf.role == "linear"}) == 1
     assert radii[0] == pytest.approx(radii[1])
     assert radii[0] == pytest.approx(radii[2])

@@ -124,7 +124,7 @@ def _one_thread() -> None:
 
 def _run(make: Source, trial: Trial) -> Outcome:
     problem = make(trial.problem, trial.seed)
-    training = Training(trial.entry.contender(problem.steps), problem, torch.device("cpu"))
+    training = Training(trial.entry.contender(problem.steps), problem, torch.device("cpu"), validations=1)
     try:
         while not training.done:
             training.advance()
