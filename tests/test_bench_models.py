@@ -115,7 +115,9 @@ def test_every_study_names_problems_that_exist(sources):
 
 
 def test_the_command_prints_a_table(monkeypatch, capsys, tmp_path, sources):
-    small = {"resnet18": Comparison("small", [SMALL["resnet18"]], {"AdamW": [Entry.of("adamw", lr=0.01)]}, "validation")}
+    small = {
+        "resnet18": Comparison("small", [SMALL["resnet18"]], {"AdamW": [Entry.of("adamw", lr=0.01)]}, "validation")
+    }
     monkeypatch.setattr(lab, "model_studies", lambda: small)
     options = ["--classes", sources.classes, "--studies", "resnet18", "--seeds", 1, "--out", tmp_path / "out"]
     code, shown, err = command(monkeypatch, capsys, "bench", "models", *options)

@@ -93,7 +93,9 @@ def test_a_comparison_tunes_on_the_first_seed_and_then_runs_the_best_on_all():
     ((name, setting, _, validation, accuracy),) = study.rows(table, 3)
     assert (name, validation, accuracy) == ("AdamW", "1.000 ± 1.000", "")
     assert "lr 0.2" in setting
-    assert "best of 3" in setting
+    assert "(best of 3)" in setting
+    rising = Table(lambda trial: trial.entry.lr)
+    assert "(best of 3, end of the grid)" in study.rows(rising, 1)[0][1]
 
 
 @pytest.mark.parametrize("shift", [1.0, 1.3, 0.8])

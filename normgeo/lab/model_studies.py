@@ -17,45 +17,43 @@ SIZES = {
 WIDTHS, DEPTHS, SHORT = (64, 128, 256), (2, 4, 8, 12), 150
 
 
-def _adamw(*lrs: float) -> list[Entry]:
-    return [Entry.of("adamw", lr=lr, warmup=WARMUP) for lr in lrs]
+def _adamw(*lrs: float, warmup: int = WARMUP) -> list[Entry]:
+    return [Entry.of("adamw", lr=lr, warmup=warmup) for lr in lrs]
 
 
 def _muon(*lrs: float, rest: float) -> list[Entry]:
     return [Entry.of("muon", lr=lr, lr_rest=rest) for lr in lrs]
 
 
-TUNED: dict[str, dict[str, list[Entry]]] = {
-    "gpt2": {
-        "AdamW": _adamw(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
-        "Muon + AdamW": _muon(0.02, 0.04, 0.08, rest=1e-2),
-    },
-    "llama": {
-        "AdamW": _adamw(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
-        "Muon + AdamW": _muon(0.02, 0.04, 0.08, rest=1e-2),
-    },
-    "resnet18": {
-        "AdamW": _adamw(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
-        "Muon + AdamW": _muon(0.03, 0.06, 0.12, rest=3e-3),
-    },
+ADAMW = _adamw(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+LANGUAGE = {
+    "AdamW": [*ADAMW, *_adamw(4e-3, 8e-3, warmup=80)],
+    "Muon + AdamW": [*_muon(0.01, 0.02, 0.04, 0.08, 0.16, rest=4e-3), *_muon(0.04, 0.08, rest=1e-2)],
 }
-"""Grids in which the best lr is no end."""
+PICTURES = {
+    "AdamW": ADAMW,
+    "Muon + AdamW": [
+        *_muon(0.0075, 0.015, 0.03, 0.06, 0.12, rest=3e-3),
+        *_muon(0.03, rest=1e-2),
+        *_muon(0.03, rest=1e-3),
+    ],
+}
 
 
 def model_studies() -> dict[str, Study]:
     """The studies of `normgeo bench models`."""
     out: dict[str, Study] = {}
     for model, sizes in SIZES.items():
-        field = {"normgeo": [Entry.of("ours", lr=0.2)], **TUNED[model]}
+        field = {"normgeo": [Entry.of("ours", lr=0.2)], **(LANGUAGE if model in FAMILIES else PICTURES)}
         out[model] = Comparison(f"{sizes}, each at its best on seed 0", [sizes], field, "validation")
     grids = {
-        "normgeo": [Entry.of("ours", lr=lr) for lr in (0.05, 0.1, 0.2, 0.4, 0.8)],
-        "AdamW": _adamw(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
+        "normgeo": [Entry.of("ours", lr=lr) for lr in (0.1, 0.2, 0.4)],
+        "AdamW": ADAMW,
     }
     for family in FAMILIES:
         short = f"batch 16 steps {SHORT}"
-        widths = [f"{family} width {width} depth 4 {short}" for width in WIDTHS]
+        widths = [f"{family} width {width} depth 2 {short}" for width in WIDTHS]
         depths = [f"{family} width 64 depth {depth} {short}" for depth in DEPTHS]
-        out[f"{family}-width"] = Transfer(f"{family}: one learning rate for all widths", widths, grids)
-        out[f"{family}-depth"] = Transfer(f"{family}: one learning rate for all depths", depths, grids)
+        out[f"{family}-width"] = Transfer(f"{family}: one learning rate for all widths, depth 2, {SHORT} steps", widths, grids)
+        out[f"{family}-depth"] = Transfer(f"{family}: one learning rate for all depths, width 64, {SHORT} steps", depths, grids)
     return out

@@ -112,6 +112,11 @@ class Comparison(Study):
     def best(self, trials: Trials, name: str) -> Entry:
         return min(self.field[name], key=lambda entry: _cost(trials[Trial(self.problem, entry, 0)], self.metric))
 
+    def at_end(self, name: str, entry: Entry) -> bool:
+        """Whether the lr is the first or last of three or more that were tried with the same other options."""
+        lrs = [each.lr for each in self.field[name] if each.others == entry.others]
+        return len(lrs) > 2 and entry.lr in (min(lrs), max(lrs))
+
     def rounds(self, trials: Trials, seeds: int) -> Iterator[Sequence[Trial]]:
         yield [Trial(self.problem, entry, 0) for grid in self.field.values() for entry in grid]
         best = [self.best(trials, name) for name in self.field]
@@ -123,7 +128,8 @@ class Comparison(Study):
             entry = self.best(trials, name)
             got = [trials[Trial(self.problem, entry, seed)] for seed in range(seeds)]
             accuracies = [100 * each.accuracy for each in got if each.accuracy is not None]
-            tuned = f" (best of {len(grid)})" if len(grid) > 1 else ""
+            end = ", end of the grid" if self.at_end(name, entry) else ""
+            tuned = f" (best of {len(grid)}{end})" if len(grid) > 1 else ""
             setting = entry.contender(trials.make(self.problem, 0).steps).setting + tuned
             numbers = (_spread([o.train for o in got]), _spread([o.validation for o in got]), _spread(accuracies, 1))
             out.append((name, setting, *numbers))

@@ -42,6 +42,11 @@ class Entry:
     def lr(self) -> float:
         return float(dict(self.options)["lr"])
 
+    @property
+    def others(self) -> Entry:
+        """The same with all options but the learning rate."""
+        return Entry(self.maker, tuple(option for option in self.options if option[0] != "lr"))
+
     def contender(self, steps: int) -> Contender:
         return MAKERS[self.maker](steps, **dict(self.options))
 
