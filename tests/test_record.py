@@ -126,7 +126,7 @@ def test_biases_share_a_mass_of_one_and_add_up():
         plan = ng.compile(model, (inputs,))
         biases = [leaf for leaf in plan.leaves if leaf.role == "bias"]
         assert sum(leaf.mass for leaf in biases) == pytest.approx(1)
-        assert all(leaf.radius == pytest.approx(min(3 / len(biases), 1) / plan.mass) for leaf in biases)
+        assert all(leaf.radius == pytest.approx(1 / (len(biases) * plan.mass)) for leaf in biases)
 
 
 def test_rows_of_all_tables_move_alike_tied_or_not():

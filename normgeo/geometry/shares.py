@@ -4,7 +4,7 @@
     input              tables of rows: embeddings, positions    1/n          1/n         1/M
     trunk              maps that all data pass through, n a place  1/n       1/n         1/M
     hidden             maps that data can go around             1/n          1/n         1/M
-    biases             added to all places alike                1/n          max(⅓, 1/n)  min(3/n, 1)/M
+    biases             added to all places alike                1/n          1            1/(nM)
     vectors            gains, scalars                           c/n          1/n         c/M
 
 On a stream that n branches add to, one branch has about the share 1/n in what is read from it, and the same share of the
@@ -41,8 +41,6 @@ KINDS = {
 }
 VECTOR_SHARE = 0.1
 """c: of gains and scalars together, beside 1 for a group of matrices"""
-BIAS_REACH = 1 / 3
-"""the least x·μ of a bias; of 1/9, 1/3 and 1 the one that served both GPT-2 and ResNet-18"""
 
 
 REASONS = {
@@ -72,7 +70,7 @@ def shares(graph: Graph, output: Node, leaves: Mapping[str, Sequence[Use]]) -> d
     out = {}
     for name, uses in leaves.items():
         kind, share = group[name][0], 1 / size[group[name]]
-        reach = max(BIAS_REACH, share) if kind == "biases" else share * _passed(uses)
+        reach = 1.0 if kind == "biases" else share * _passed(uses)
         if kind == "input":
             reach += _head(uses)
         mass = share * (VECTOR_SHARE if kind == "vectors" else 1.0)

@@ -25,6 +25,7 @@ def _muon(*lrs: float, rest: float) -> list[Entry]:
     return [Entry.of("muon", lr=lr, lr_rest=rest) for lr in lrs]
 
 
+OURS = [Entry.of("ours", lr=lr) for lr in (0.1, 0.2, 0.4)]
 ADAMW = _adamw(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 LANGUAGE = {
     "AdamW": [*ADAMW, *_adamw(4e-3, 8e-3, warmup=80)],
@@ -46,14 +47,11 @@ def model_studies() -> dict[str, Study]:
     for model, sizes in SIZES.items():
         field = {"normgeo": [Entry.of("ours", lr=0.2)], **(LANGUAGE if model in FAMILIES else PICTURES)}
         out[model] = Comparison(f"{sizes}, each at its best on seed 0", [sizes], field, "validation")
-    grids = {
-        "normgeo": [Entry.of("ours", lr=lr) for lr in (0.1, 0.2, 0.4)],
-        "AdamW": ADAMW,
-    }
     for family in FAMILIES:
-        short = f"batch 16 steps {SHORT}"
-        widths = [f"{family} width {width} depth 2 {short}" for width in WIDTHS]
-        depths = [f"{family} width 64 depth {depth} {short}" for depth in DEPTHS]
-        out[f"{family}-width"] = Transfer(f"{family}: one learning rate for all widths, depth 2, {SHORT} steps", widths, grids)
-        out[f"{family}-depth"] = Transfer(f"{family}: one learning rate for all depths, width 64, {SHORT} steps", depths, grids)
+        widths = [f"{family} width {width} depth 2 batch 16 steps {SHORT}" for width in WIDTHS]
+        depths = [f"{family} width 64 depth {depth} batch 16 steps {SHORT}" for depth in DEPTHS]
+        for name, sizes in (("width", widths), ("depth", depths)):
+            title = f"{family}: one learning rate for every {name}, {SHORT} steps"
+            out[f"{family}-{name}"] = Transfer(title, sizes, {"normgeo": OURS})
+            out[f"{family}-{name}-adamw"] = Transfer(title, [sizes[0], sizes[-1]], {"AdamW": ADAMW})
     return out
