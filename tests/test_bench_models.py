@@ -21,12 +21,12 @@ SMALL = {
 @pytest.fixture
 def sources(tmp_path):
     generator = np.random.default_rng(0)
-    for name, side in (("pictures", 8), ("vectors", 3)):
-        x = generator.integers(256, size=(60, side * side if side == 8 else 10), dtype=np.uint8)
-        y = (x[:, 0] > 127).astype(np.uint8)
+    for name, shape in (("pictures", (8, 8)), ("vectors", (10,))):
+        x = generator.integers(256, size=(60, *shape), dtype=np.uint8)
+        y = (x.reshape(60, -1)[:, 0] > 127).astype(np.uint8)
         np.savez(tmp_path / f"{name}.npz", x_train=x[:40], y_train=y[:40], x_test=x[40:], y_test=y[40:])
     (tmp_path / "fox.txt").write_bytes(TEXT)
-    return Sources(tmp_path / "fox.txt", tmp_path / "pictures.npz")
+    return Sources(tmp_path / "fox.txt", images=tmp_path / "pictures.npz")
 
 
 @pytest.mark.parametrize("kind", SMALL)
@@ -55,11 +55,10 @@ def test_the_score_of_pictures_leaves_the_averages_of_batch_norm_alone(sources):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_pictures_are_square(sources, tmp_path):
-    vectors = dataclasses.replace(sources, classes=tmp_path / "vectors.npz")
-    problem = vectors(SMALL["resnet18"], 0)
-    with pytest.raises(UserError, match="10 features, which is no square picture"):
-        problem.loss(problem.model(), *problem.batch(0))
+def test_pictures_have_two_or_three_axes(sources, tmp_path):
+    vectors = dataclasses.replace(sources, images=tmp_path / "vectors.npz")
+    with pytest.raises(UserError, match=r"--images: an example of vectors.npz has the shape \(10,\)"):
+        vectors(SMALL["resnet18"], 0)
 
 
 def test_without_transformers_a_sentence_says_so(sources, monkeypatch):
@@ -119,10 +118,10 @@ def test_the_command_prints_a_table(monkeypatch, capsys, tmp_path, sources):
         "resnet18": Comparison("small", [SMALL["resnet18"]], {"AdamW": [Entry.of("adamw", lr=0.01)]}, "validation")
     }
     monkeypatch.setattr(lab, "model_studies", lambda: small)
-    options = ["--classes", sources.classes, "--studies", "resnet18", "--seeds", 1, "--out", tmp_path / "out"]
+    options = ["--images", sources.images, "--studies", "resnet18", "--seeds", 1, "--out", tmp_path / "out"]
     code, shown, err = command(monkeypatch, capsys, "bench", "models", *options)
     assert (code, err) == (0, "")
     assert "AdamW" in shown
     code, _, err = command(monkeypatch, capsys, "bench", "models", "--studies", "resnet18", "--out", tmp_path / "no")
     assert (code, err.count("\n")) == (2, 1)
-    assert "--classes: a ResNet needs labelled vectors" in err
+    assert "--images: resnet18 needs labelled images" in err

@@ -139,7 +139,7 @@ def test_the_command_runs_what_it_is_asked_for(monkeypatch, capsys, tmp_path, so
 
 MISTAKES = {
     "study": (["--studies", "colour"], "--studies: unknown study 'colour'; choose from"),
-    "no classes": (["--studies", "width"], "--classes: an MLP needs labelled vectors"),
+    "no classes": (["--studies", "width"], "--classes: mlp needs labelled vectors"),
     "no file": (["--studies", "width", "--classes", "nowhere.npz"], "--classes: cannot read nowhere.npz"),
     "no text": (["--studies", "gpt", "--text", "nowhere.txt"], "--text: cannot read nowhere.txt"),
 }

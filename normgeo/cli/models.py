@@ -10,4 +10,5 @@ models = studying(
     lambda: lab.model_studies(),
     "Train GPT-2, Llama and a plain ResNet-18 as they are, at the default learning rate, beside AdamW and "
     "Muon tuned on grids, and measure whether the best learning rate of the language models moves with width and depth.",
+    pictures=True,
 )

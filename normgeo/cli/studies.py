@@ -15,15 +15,26 @@ __all__ = ["studying"]
 TRIALS = "trials.jsonl"
 
 
-def studying(name: str, known: Callable[[], Mapping[str, lab.Study]], what: str) -> click.Command:
-    """The command that runs these studies; what it compares, for its help."""
+def studying(
+    name: str, known: Callable[[], Mapping[str, lab.Study]], what: str, *, pictures: bool = False
+) -> click.Command:
+    """The command that runs these studies. what: it compares, for its help. pictures: the labelled examples are images."""
+    option, shape = ("--images", "examples (h, w) or (h, w, channels)") if pictures else ("--classes", "vectors")
 
-    @click.command(name, help=f"{what}\n\nHours on a CPU. Each run that is done is kept in --out, and the same command "
-                              "goes on where it stopped.")  # fmt: skip
+    @click.command(
+        name,
+        help=f"{what}\n\nHours on a CPU. Each run that is done is kept in --out, and the same command goes on where it "
+        "stopped.",
+    )
     @click.option(
         "--text", type=click.Path(path_type=Path), help="UTF-8 text to learn. [default: the standard library]"
     )
-    @click.option("--classes", type=click.Path(path_type=Path), help="An .npz with x_train, y_train, x_test, y_test.")
+    @click.option(
+        option,
+        "labelled",
+        type=click.Path(path_type=Path),
+        help=f"An .npz with x_train, y_train, x_test, y_test; {shape}.",
+    )
     @click.option("--studies", default=",".join(known()), show_default=True, help="Which, separated by commas.")
     @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="For weights and batches.")
     @click.option(
@@ -36,12 +47,12 @@ def studying(name: str, known: Callable[[], Mapping[str, lab.Study]], what: str)
     @click.option(
         "--out", type=click.Path(path_type=Path), default=Path(f"runs/{name}"), show_default=True, help="Folder."
     )
-    def command(text: Path | None, classes: Path | None, studies: str, seeds: int, jobs: int, out: Path) -> None:
+    def command(text: Path | None, labelled: Path | None, studies: str, seeds: int, jobs: int, out: Path) -> None:
         found = known()
         names = [each.strip() for each in studies.split(",") if each.strip()]
         if unknown := [each for each in names if each not in found]:
             raise lab.UserError(f"--studies: unknown study {unknown[0]!r}; choose from {', '.join(found)}")
-        sources = lab.Sources(text, classes)
+        sources = lab.Sources(text, images=labelled) if pictures else lab.Sources(text, labelled)
         for each in names:
             for problem in found[each].problems:
                 sources.of(problem)

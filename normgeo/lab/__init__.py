@@ -24,22 +24,27 @@ from normgeo.lab.errors import Diverged, UserError
 from normgeo.lab.landscapes import Factors, Landscape, Network, Quadratic, Rosenbrock, curvature
 from normgeo.lab.ledger import Ledger
 from normgeo.lab.model_studies import model_studies
-from normgeo.lab.models import Pictures, ResNet18, TransformerText
-from normgeo.lab.problems import Classes, Classify, Problem, Score, Settings, Text, evaluate, labelled_file
+from normgeo.lab.models import ResNet18, ResNetPictures, TransformerText
+from normgeo.lab.optima import Bowl, Logistic
+from normgeo.lab.problems import Classes, Classify, Pictures, Problem, Score, Settings, Text, evaluate, labelled_file
 from normgeo.lab.quality import Comparison, Parabola, Sources, Study, Transfer, studies
-from normgeo.lab.report import plot_budgets, plot_losses, summary
+from normgeo.lab.report import plot_budgets, plot_losses, plot_sweep, summary
 from normgeo.lab.speed import Accuracy, Timing, accuracies, time_steps
 from normgeo.lab.speed_report import accuracy_table, plot_speed, speed_table
+from normgeo.lab.sweep import AGAINST, RULES, Line, Sweep
 from normgeo.lab.training import Curve, Training
 from normgeo.lab.trials import Entry, Outcome, Trial, Trials
 
 __all__ = [
+    "AGAINST",
     "CLAIM_COLUMNS",
     "COSTS",
     "REFERENCE",
+    "RULES",
     "UPKEEP_COLUMNS",
     "WINNER_COLUMNS",
     "Accuracy",
+    "Bowl",
     "Claim",
     "Classes",
     "Classify",
@@ -52,6 +57,8 @@ __all__ = [
     "Factors",
     "Landscape",
     "Ledger",
+    "Line",
+    "Logistic",
     "Network",
     "Outcome",
     "Parabola",
@@ -62,11 +69,13 @@ __all__ = [
     "Race",
     "Races",
     "ResNet18",
+    "ResNetPictures",
     "Rosenbrock",
     "Score",
     "Settings",
     "Sources",
     "Study",
+    "Sweep",
     "Text",
     "Timing",
     "Training",
@@ -97,6 +106,7 @@ __all__ = [
     "plot_budgets",
     "plot_losses",
     "plot_speed",
+    "plot_sweep",
     "race",
     "save_checkpoint",
     "speed_table",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -13,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from normgeo.lab.errors import UserError
-from normgeo.lab.problems import Classify, Score, Text
+from normgeo.lab.problems import Pictures, Text
 from normgeo.plan import Plan, compile
 
-__all__ = ["FAMILIES", "Pictures", "ResNet18", "TransformerText", "heads_of"]
+__all__ = ["FAMILIES", "ResNet18", "ResNetPictures", "TransformerText", "heads_of"]
 
 FAMILIES = ("gpt2", "llama")
 HEAD = 16
@@ -111,12 +110,18 @@ class ResNet18(nn.Module):
 
 
 @dataclass(frozen=True)
-class Pictures(Classify):
-    """ResNet-18 on square pictures of one channel."""
+class ResNetPictures(Pictures):
+    """ResNet-18 on images."""
 
     width: int = 16
     batch_size: int = 128
     steps: int = 200
+
+    def __post_init__(self) -> None:
+        if len(self.data.shape) not in (2, 3):
+            raise UserError(
+                f"--images: an example of {self.data.name} has the shape {self.data.shape}; give images (h, w) or (h, w, c)"
+            )
 
     @property
     def name(self) -> str:
@@ -124,27 +129,7 @@ class Pictures(Classify):
 
     def model(self) -> nn.Module:
         torch.manual_seed(self.seed)
-        return ResNet18(self.width, classes=int(self.data.y_train.max()) + 1)
+        return ResNet18(self.width, self._size[2], classes=int(self.data.y_train.max()) + 1)
 
     def compile(self, model: nn.Module, **options: Any) -> Plan:
-        return compile(model, (self.batch(0)[0][:4].unflatten(1, self._shape),), **options)
-
-    @property
-    def _shape(self) -> tuple[int, int, int]:
-        features = self.data.x_train.shape[1]
-        side = math.isqrt(features)
-        if side * side != features:
-            raise UserError(f"--classes: {self.data.name} has {features} features, which is no square picture")
-        return 1, side, side
-
-    def logits(self, model: nn.Module, x: Tensor) -> Tensor:
-        out: Tensor = model(x.unflatten(1, self._shape))
-        return out
-
-    @torch.no_grad()
-    def score(self, model: nn.Module, device: torch.device, *, final: bool) -> Score:
-        x, y = self.data.x_test, self.data.y_test
-        if not final:
-            x, y = x[::8], y[::8]
-        logits = torch.cat([self.logits(model, part.to(device)).cpu() for part in x.split(500)])
-        return Score(float(functional.cross_entropy(logits, y)), float((logits.argmax(-1) == y).float().mean()))
+        return compile(model, (self.batch(0)[0][:4],), **options)

@@ -26,7 +26,7 @@ KINDS: dict[str, Any] = {
     "constraint": Constraint,
 }
 OPTIONS = {"params", "leaves", "lr", "decay", *KINDS}
-SUPPLIED = {"loss", "hvp", "closure", "moves", "updates"}
+SUPPLIED = {"loss", "hvp", "closure", "moves", "updates", "validation"}
 
 
 def decaying(strength: float, constraint: Constraint | None) -> Decay:
