@@ -27,6 +27,8 @@ ROLES = (
     *("linear", "head", "router", "gate", "recurrent", "expert", "lora A", "lora B", "convolution", "embedding"),
     *("positions", "token", "bias", "gain", "scalar", "bias table", "state space"),
 )
+ALIGNMENT = 1 / 8
+"""typical cosine between what the head is given and a step of its rows"""
 VECTORS: dict[str, Norm] = {"bias": RMS(), "gain": Linf(), "state space": Linf(), "bias table": Linf()}
 
 
@@ -120,8 +122,9 @@ def _table(reader: Reader, tables: Sequence[Found], others: Sequence[Found]) -> 
     for found in tables:
         reader.graph.use(parameter, found.node, role=role, norm=norm, input_norm=typical(1.0), view=view)
     for found in others:
-        # |⟨Δ_i, x⟩| is √d·RMS(Δ_i)·RMS(x) for a random x, and at most √d times as much.
-        size = typical(math.sqrt(shape[axis]))
+        # |⟨Δ_i, x⟩| = d·|cos|·RMS(Δ_i)·RMS(x). The cosine is d^-½ for a random x; rows follow gradients, which are means
+        # of such x, and so it does not fall with the width for long: in a tied GPT-2 it stays about 1/8.
+        size = typical(max(math.sqrt(shape[axis]), ALIGNMENT * shape[axis]))
         reader.graph.use(parameter, found.node, role=role, norm=norm, input_norm=size, view=view)
 
 
