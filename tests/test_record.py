@@ -130,13 +130,14 @@ def test_biases_share_a_mass_of_one_and_add_up():
 
 
 def test_rows_of_all_tables_move_alike_tied_or_not():
-    model = GPT(width=64)
-    for tied in (False, True):
-        if tied:
-            model.head.weight = model.wte.weight
-        plan = ng.compile(model, (ids(),))
-        radii = [leaf.radius * plan.mass for leaf in plan.leaves if leaf.name in ("wte.weight", "wpe.weight")]
-        assert radii == pytest.approx([2 / (1 + 64**0.5) if tied else 1.0] * 2)
+    for width, logits in ((16, 4), (64, 8), (256, 32)):
+        model = GPT(width=width)
+        for tied in (False, True):
+            if tied:
+                model.head.weight = model.wte.weight
+            plan = ng.compile(model, (ids(),))
+            radii = [leaf.radius * plan.mass for leaf in plan.leaves if leaf.name in ("wte.weight", "wpe.weight")]
+            assert radii == pytest.approx([2 / (1 + logits) if tied else 1.0] * 2)
 
 
 def test_kernels_of_more_taps_have_larger_radii():

@@ -28,7 +28,7 @@ ROLES = (
     *("positions", "token", "bias", "gain", "scalar", "bias table", "state space"),
 )
 ALIGNMENT = 1 / 8
-"""typical cosine between what the head is given and a step of its rows"""
+"""of what a tied head is given and a step of its rows, as a cosine; a third of what was measured trained better than that"""
 VECTORS: dict[str, Norm] = {"bias": RMS(), "gain": Linf(), "state space": Linf(), "bias table": Linf()}
 
 
@@ -122,8 +122,8 @@ def _table(reader: Reader, tables: Sequence[Found], others: Sequence[Found]) -> 
     for found in tables:
         reader.graph.use(parameter, found.node, role=role, norm=norm, input_norm=typical(1.0), view=view)
     for found in others:
-        # |⟨Δ_i, x⟩| = d·|cos|·RMS(Δ_i)·RMS(x). The cosine is d^-½ for a random x; rows follow gradients, which are means
-        # of such x, and so it does not fall with the width for long: in a tied GPT-2 it stays about 1/8.
+        # |⟨Δ_i, x⟩| = d·|cos|·RMS(Δ_i)·RMS(x). The cosine is d^-½ for a random x, but rows follow gradients, which are
+        # means of such x: in a tied GPT-2 it was .4 (RMS) at widths 64, 128 and 256 alike.
         size = typical(max(math.sqrt(shape[axis]), ALIGNMENT * shape[axis]))
         reader.graph.use(parameter, found.node, role=role, norm=norm, input_norm=size, view=view)
 

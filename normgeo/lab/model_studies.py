@@ -50,8 +50,8 @@ def model_studies() -> dict[str, Study]:
     for family in FAMILIES:
         widths = [f"{family} width {width} depth 2 batch 16 steps {SHORT}" for width in WIDTHS]
         depths = [f"{family} width 64 depth {depth} batch 16 steps {SHORT}" for depth in DEPTHS]
-        for name, sizes in (("width", widths), ("depth", depths)):
+        for name, problems in (("width", widths), ("depth", depths)):
             title = f"{family}: one learning rate for every {name}, {SHORT} steps"
-            out[f"{family}-{name}"] = Transfer(title, sizes, {"normgeo": OURS})
-            out[f"{family}-{name}-adamw"] = Transfer(title, [sizes[0], sizes[-1]], {"AdamW": ADAMW})
+            out[f"{family}-{name}"] = Transfer(title, problems, {"normgeo": OURS})
+            out[f"{family}-{name}-adamw"] = Transfer(title, [problems[0], problems[-1]], {"AdamW": ADAMW})
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -47,15 +48,15 @@ class TransformerText(Text):
         return f"{self.family} {self.settings.width} × {self.settings.depth}"
 
     def model(self) -> nn.Module:
-        import transformers
-
+        transformers: Any = import_module("transformers")
         s, vocabulary = self.settings, len(self.corpus.vocabulary)
         torch.manual_seed(s.seed)
         tokens = {"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": None}
         if self.family == "gpt2":
             sizes = {"n_positions": s.context, "n_embd": s.width, "n_layer": s.depth, "n_head": s.heads}
             dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-            return transformers.GPT2LMHeadModel(transformers.GPT2Config(**tokens, **sizes, **dropout))
+            gpt2: nn.Module = transformers.GPT2LMHeadModel(transformers.GPT2Config(**tokens, **sizes, **dropout))
+            return gpt2
         config = transformers.LlamaConfig(
             **tokens,
             hidden_size=s.width,
@@ -64,7 +65,8 @@ class TransformerText(Text):
             num_attention_heads=s.heads,
             max_position_embeddings=s.context,
         )
-        return transformers.LlamaForCausalLM(config)
+        llama: nn.Module = transformers.LlamaForCausalLM(config)
+        return llama
 
     def compile(self, model: nn.Module, **options: Any) -> Plan:
         return compile(model, (self.batch(0)[0],), **options)
