@@ -28,7 +28,8 @@ ROLES = (
     *("positions", "token", "bias", "gain", "scalar", "bias table", "state space"),
 )
 ALIGNMENT = 1 / 8
-"""of what a tied head is given and a step of its rows, as a cosine; a third of what was measured trained better than that"""
+"""a cosine between what a tied head is given and a step of its rows: chosen so that nothing changes at d = 64, where √d
+trains well; GPT-2 of width 256, 150 steps, came to 2.172 with √d and to 2.133 with d/8"""
 VECTORS: dict[str, Norm] = {"bias": RMS(), "gain": Linf(), "state space": Linf(), "bias table": Linf()}
 
 

@@ -16,8 +16,8 @@ nothing goes around (every layer of a plain MLP, the stem, the head) counts in f
 that x·μ: of norm 1, it passes on all of a constant image and k^-½ of white noise.
 
 A table that is also the head has x·μ = 1/n + max(√d, d/8): rows that change by an RMS of 1 change the logits of a random
-input by √d, and of one that they are aligned with by more, in proportion to d. The tables then share a mass of 2 so that the
-rows of all move alike: positions that move faster than the tokens beside them drown them.
+input by √d, and of one that they are aligned with by more, in proportion to d. The tables then share a mass of 2 so that
+the rows of all move alike: positions that move faster than the tokens beside them drown them.
 """
 
 from __future__ import annotations
