@@ -41,6 +41,7 @@ AGAINST = ("adamw", "muon", *BASELINES)
 
 RULES: dict[str, Callable[[Schedule, int, float], dict[str, Any]]] = {
     "auto": lambda down, total, x: {"lr": 0.2 * x, "step": Auto(total, _warmup(total))},
+    "power": lambda down, total, x: {"lr": 0.2 * math.sqrt(1000 / total) * x, **_short(total)},
     "distance": lambda down, total, x: {"lr": 2 / math.sqrt(total), "step": down * Escape(x)},
     "free": lambda down, total, x: {"lr": 1.6 * x, "step": Warmup(20), "rule": Plain(), "iterate": ScheduleFree()},
     "default": lambda down, total, x: {"lr": 0.2 * x, **_short(total)},
@@ -53,9 +54,8 @@ RULES: dict[str, Callable[[Schedule, int, float], dict[str, Any]]] = {
     "secant": lambda down, total, x: {"lr": 1.0, "step": down * Secant(start=1e-3 * x)},
 }
 """Rules of ours by name: the options of `contenders.ours` from a linear schedule, the number of steps, and a factor on the
-size with which the rule starts. "default" is the optimizer's own lr. "distance" takes 2·D/√total for the peak, D ≥ 1 the
-distance ⟨M, W₀ - W⟩/‖M‖* that the run has shown so far: what is best for directions of unit size and gradients of
-constant size, up to the 2 (arXiv 2310.07831)."""
+size with which the rule starts. "default" is the optimizer's own lr, "power" the same times √(1000/total). "distance" is
+"auto" with a start: the distance that the network has to go, in place of 1."""
 
 
 def rule(text: str) -> Callable[[int], Entry]:

@@ -71,7 +71,7 @@ class Group:
         living = [alive(stack, verdict) for stack in stacks]
         before = [None if a is None else stack.snapshot() for a, stack in zip(living, stacks, strict=True)]
         shared_before = {} if verdict.finite is None else {name: x.clone() for name, x in self.shared.items()}
-        stats = Stats(self.count, torch.as_tensor(loss).detach() if "loss" in step.needs else None)
+        stats = Stats(self.count, torch.as_tensor(loss).detach() if "loss" in step.needs else None, turn=self.steps)
         state = StepState(dict(self.shared), [stack.state["step"] for stack in stacks])
 
         # Lazily: one stack at a time, unless the step size has to see all directions before it decides.
