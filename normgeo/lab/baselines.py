@@ -30,7 +30,7 @@ def schedulefree(steps: int) -> Contender:
     """AdamWScheduleFree of schedulefree; it has no schedule."""
     package = _package("schedulefree")
 
-    def make(model: nn.Module) -> Many:
+    def make(model: nn.Module, compile: Compile = ng.compile) -> Many:
         optimizer = package.AdamWScheduleFree(model.parameters())
         optimizer.train()
         return Many(optimizer)
@@ -52,7 +52,7 @@ def _adam(
     return Contender(
         name,
         "defaults, linear to 0",
-        lambda model: Many(optimizer(model.parameters()), schedule=Linear(total=steps)),
+        lambda model, compile=None: Many(optimizer(model.parameters()), schedule=Linear(total=steps)),
     )
 
 
