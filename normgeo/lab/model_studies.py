@@ -28,7 +28,7 @@ def _muon(*lrs: float, rest: float) -> list[Entry]:
 OURS = [Entry.of("ours", lr=lr) for lr in (0.1, 0.2, 0.4)]
 ADAMW = _adamw(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 LANGUAGE = {
-    "AdamW": [*ADAMW, *_adamw(4e-3, 8e-3, warmup=80)],
+    "AdamW": [*ADAMW, *_adamw(4e-3, 8e-3, 1.6e-2, warmup=80)],
     "Muon + AdamW": [*_muon(0.01, 0.02, 0.04, 0.08, 0.16, rest=4e-3), *_muon(0.04, 0.08, rest=1e-2)],
 }
 PICTURES = {
