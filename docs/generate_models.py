@@ -87,8 +87,8 @@ TEXT = """# Models that compile as they are
 
 Made by `python docs/generate_models.py` on one core. Sizes are tiny and weights random; tests/models.py has the models, the
 ones at the top in plain torch and those from gpt2 on from transformers 5, and tests/roles.py the roles that a person gave
-their weights. `normgeo explain MODULE:FACTORY` prints such a plan for yours. How the default learning rate trains such models,
-and that it serves all widths and depths, is in the [results](results.md#models-as-they-are).
+their weights. `normgeo explain MODULE:FACTORY` prints such a plan for yours. How the default learning rate trains
+such models, and that it serves all widths and depths, is in the [results](results.md#models-as-they-are).
 
 {table}
 """
