@@ -308,7 +308,7 @@ MISTAKES = {
     "factor": (["--ours", "meta*x"], "--ours: 'meta*x' has no number after the *"),
     "negative": (["--ours", "meta*-1"], "--ours: the factor of 'meta*-1' must be a finite number > 0"),
     "optimizer": (["--against", "adam"], "--against: unknown optimizer 'adam'; choose from adamw, muon"),
-    "kind": (["--problems", "poem"], "--problems: unknown kind 'poem'; choose from gpt, mlp, vit"),
+    "kind": (["--problems", "poem"], "--problems: unknown kind 'poem'; choose from gpt, gpt2, llama, mlp, vit"),
     "size": (["--problems", "quadratic wide 3"], "--problems: quadratic has no 'wide'; choose from condition"),
     "number": (
         ["--problems", "quadratic width x"],

@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from normgeo.lab.contenders import Compile, Contender, Many
+from normgeo.lab.contenders import Contender, Many
 from normgeo.lab.errors import UserError
 from normgeo.steps import Linear
 
@@ -30,7 +30,7 @@ def schedulefree(steps: int) -> Contender:
     """AdamWScheduleFree of schedulefree; it has no schedule."""
     package = _package("schedulefree")
 
-    def make(model: nn.Module, compile: Compile | None = None) -> Many:
+    def make(model: nn.Module) -> Many:
         optimizer = package.AdamWScheduleFree(model.parameters())
         optimizer.train()
         return Many(optimizer)
@@ -52,7 +52,7 @@ def _adam(
     return Contender(
         name,
         "defaults, linear to 0",
-        lambda model, compile=None: Many(optimizer(model.parameters()), schedule=Linear(total=steps)),
+        lambda model: Many(optimizer(model.parameters()), schedule=Linear(total=steps)),
     )
 
 

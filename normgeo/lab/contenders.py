@@ -103,7 +103,9 @@ class Contender:
     name: str
     setting: str
     make: Callable[..., Many]
-    """for a model and, where it needs more than that, the function that compiles its plan"""
+    """for a model"""
+    compiles: bool = False
+    """`make` takes a second argument too, the function that compiles the plan of the model, in place of normgeo.compile"""
 
 
 def contenders(compare: Iterable[str], *, steps: int, lr: float, warmup: int) -> list[Contender]:
@@ -139,14 +141,14 @@ def ours(
     def make(model: nn.Module, compile: Compile = ng.compile) -> Many:
         return Many(compile(model).optimizer(model, lr=lr, step=schedule, **options))
 
-    return Contender("normgeo", ", ".join([setting, *map(str, options.values())]), make)
+    return Contender("normgeo", ", ".join([setting, *map(str, options.values())]), make, compiles=True)
 
 
 def adamw(steps: int, lr: float, decay: float = 0.1, warmup: int = 100) -> Contender:
     """torch.optim.AdamW on every parameter."""
     schedule = ng.steps.Linear(total=steps, warmup=min(warmup, steps // 5))
 
-    def make(model: nn.Module, compile: Compile = ng.compile) -> Many:
+    def make(model: nn.Module) -> Many:
         return Many(
             torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=decay), schedule=schedule
         )
@@ -170,7 +172,7 @@ def muon(steps: int, lr: float, lr_rest: float, decay: float = 0.1) -> Contender
         return Many(*parts, schedule=schedule)
 
     setting = f"lr {lr:g} and {lr_rest:g}, {schedule.warmup} warm-up steps, linear to 0, decay {decay:g}"
-    return Contender("Muon + AdamW", setting, make)
+    return Contender("Muon + AdamW", setting, make, compiles=True)
 
 
 def operated(steps: int, lr: float, direction: Direction, warmup: int = 20) -> Contender:
@@ -180,4 +182,4 @@ def operated(steps: int, lr: float, direction: Direction, warmup: int = 20) -> C
     def make(model: nn.Module, compile: Compile = ng.compile) -> Many:
         return Many(compile(model, budgets={"*": direction}).optimizer(model, lr=lr, step=schedule))
 
-    return Contender("budget", f"lr {lr:g}, {warmup} warm-up steps, linear to 0", make)
+    return Contender("budget", f"lr {lr:g}, {warmup} warm-up steps, linear to 0", make, compiles=True)

@@ -52,7 +52,8 @@ class Training:
     def __init__(self, contender: Contender, problem: Problem, device: torch.device, validations: int = 10) -> None:
         self.problem, self.device, self.validations = problem, device, validations
         self.model = problem.model().to(device)
-        self.optimizer: Many = contender.make(self.model, problem.compile)
+        compile = (problem.compile,) if contender.compiles else ()
+        self.optimizer: Many = contender.make(self.model, *compile)
         self.curve = Curve(contender.name, contender.setting)
         self.step = 0
         self._losses: list[Tensor] = []
