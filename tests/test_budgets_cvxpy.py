@@ -1,4 +1,7 @@
-"""The learning power of each set, beside a conic solver that is given nothing but the set: `pip install "normgeo[solvers]"` to run."""
+"""The learning power of each set, beside a conic solver that is given nothing but the set.
+
+`pip install "normgeo[solvers]"` to run.
+"""
 
 import numpy as np
 import pytest

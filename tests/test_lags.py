@@ -159,6 +159,22 @@ def test_adam_s_pair_by_brute_force():
     assert float(beta1) == pytest.approx(best[1], abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("beta1", "beta2", "size"), [(0.9, 0.999, 0.2294), (0.9, 0.95, 0.2269), (0.95, 0.99, 0.1590), (0.99, 0.999, 0.0702)]
+)
+def test_adam_s_steps_on_noise_have_the_size_of_the_table(beta1, beta2, size):
+    """For gradients that are noise of any size the RMS of a step is √((1-β₁)/(1+β₁)) times the lr, less O(1-β₂)."""
+    w = torch.zeros(1000, requires_grad=True)
+    opt = torch.optim.Adam([w], lr=1.0, betas=(beta1, beta2))
+    random, steps = torch.Generator().manual_seed(0), int(4 / (1 - beta2))
+    for _ in range(steps):
+        w.grad = 42**0.5 * torch.randn(1000, generator=random)
+        before = w.detach().clone()
+        opt.step()
+    assert float((w.detach() - before).square().mean().sqrt()) == pytest.approx(size, rel=0.05)
+    assert size == pytest.approx(((1 - beta1) / (1 + beta1)) ** 0.5, rel=0.02)
+
+
 def test_beta2_matters_and_the_scale_of_gradients_does_not_choose_it():
     """X0-14 and X0-15: with a v of its own for every β₂ the powers differ by 10 % and more, and gradients in units a
     million times smaller or larger choose the same pair; with c as it comes J would grow where v is small."""
