@@ -25,7 +25,7 @@ Groups = tuple[tuple[str, tuple[Axis, ...]], ...]
 TABLES = {"embedding", "positions", "token"}
 ROLES = (
     *("linear", "head", "router", "gate", "recurrent", "expert", "lora A", "lora B", "convolution", "embedding"),
-    *("positions", "token", "bias", "gain", "scalar", "bias table", "state space"),
+    *("positions", "token", "bias", "gain", "scalar", "bias table", "state space", "unused"),
 )
 ALIGNMENT = 1 / 8
 """a cosine between what a tied head is given and a step of its rows: chosen so that nothing changes at d = 64, where √d
@@ -125,7 +125,8 @@ def _table(reader: Reader, tables: Sequence[Found], others: Sequence[Found]) -> 
     for found in others:
         # |⟨Δ_i, x⟩| = d·|cos|·RMS(Δ_i)·RMS(x). The cosine is d^-½ for a random x, but rows follow gradients, which are
         # means of such x: in a tied GPT-2 it was .4 (RMS) at widths 64, 128 and 256 alike.
-        size = typical(max(math.sqrt(shape[axis]), ALIGNMENT * shape[axis]))
+        logits = max(math.sqrt(shape[axis]), ALIGNMENT * shape[axis])
+        size = typical(1.0 if found.role in VECTORS else logits)
         reader.graph.use(parameter, found.node, role=role, norm=norm, input_norm=size, view=view)
 
 

@@ -6,6 +6,7 @@
     hidden             maps that data can go around             1/n          1/n         1/M
     biases             added to all places alike                1/n          1            1/(nM)
     vectors            gains, scalars                           c/n          1/n         c/M
+    unused             what roles= calls so                     0            1           0
 
 On a stream that n branches add to, one branch has about the share 1/n in what is read from it, and the same share of the
 mass: the depth cancels. Measured on ordinary residual streams, radii without any factor of depth kept the best learning
@@ -38,6 +39,7 @@ KINDS = {
     "input": ("embedding", "positions", "token"),
     "biases": ("bias",),
     "vectors": ("gain", "scalar", "bias table", "state space"),
+    "unused": ("unused",),
 }
 VECTOR_SHARE = 0.1
 """c: of gains and scalars together, beside 1 for a group of matrices"""
@@ -48,6 +50,7 @@ REASONS = {
     "trunk": "all data pass through it: a mass of 1, shared with others at the same place",
     "hidden": "data can go around it: it shares a mass of 1 with all such maps, and has the same share of the change",
     "biases": "they share a mass of 1, and what they add is the same everywhere, so that they add up",
+    "unused": "it has no mass, because roles= says that the output does not depend on it",
     "vectors": f"gains and scalars share a mass of {VECTOR_SHARE:g}",
 }
 
@@ -70,10 +73,10 @@ def shares(graph: Graph, output: Node, leaves: Mapping[str, Sequence[Use]]) -> d
     out = {}
     for name, uses in leaves.items():
         kind, share = group[name][0], 1 / size[group[name]]
-        reach = 1.0 if kind == "biases" else share * _passed(uses)
+        reach = 1.0 if kind in ("biases", "unused") else share * _passed(uses)
         if kind == "input":
             reach += _head(uses)
-        mass = share * (VECTOR_SHARE if kind == "vectors" else 1.0)
+        mass = 0.0 if kind == "unused" else share * (VECTOR_SHARE if kind == "vectors" else 1.0)
         out[name] = Share(mass, _factor(reach, uses, known), kind)
     tables = [name for name, share in out.items() if share.group == "input"]
     total = sum(out[name].reach.value for name in tables)
