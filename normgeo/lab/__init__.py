@@ -23,6 +23,8 @@ from normgeo.lab.corpus import Corpus, standard_library, text_file
 from normgeo.lab.errors import Diverged, UserError
 from normgeo.lab.landscapes import Factors, Landscape, Network, Quadratic, Rosenbrock, curvature
 from normgeo.lab.ledger import Ledger
+from normgeo.lab.model_studies import model_studies
+from normgeo.lab.models import ResNet18, ResNetPictures, TransformerText
 from normgeo.lab.optima import Bowl, Logistic
 from normgeo.lab.problems import Classes, Classify, Pictures, Problem, Score, Settings, Text, evaluate, labelled_file
 from normgeo.lab.quality import Comparison, Parabola, Sources, Study, Transfer, studies
@@ -76,6 +78,8 @@ __all__ = [
     "Race",
     "Races",
     "Rates",
+    "ResNet18",
+    "ResNetPictures",
     "Rosenbrock",
     "Score",
     "Settings",
@@ -86,6 +90,7 @@ __all__ = [
     "Timing",
     "Training",
     "Transfer",
+    "TransformerText",
     "Trial",
     "Trials",
     "UserError",
@@ -105,6 +110,7 @@ __all__ = [
     "landscapes",
     "load_checkpoint",
     "machine_rates",
+    "model_studies",
     "muon",
     "operated",
     "ours",
