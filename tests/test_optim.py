@@ -12,7 +12,7 @@ from torch import nn
 import normgeo as ng
 from normgeo.constraints import Decay, DecoupledDecay
 from normgeo.linalg import SVD
-from normgeo.norms import RMS, L1ToRMS, Spectral, with_polar
+from normgeo.norms import RMS, L1ToRMS, RMSToRMS, with_polar
 from normgeo.optim import NonFiniteError, place
 from normgeo.optim.guard import Guard
 from normgeo.rules import HeavyBall, Momentum, Plain
@@ -532,7 +532,7 @@ def test_leaves_of_one_norm_and_shape_are_one_stack():
     opt = ng.optimizer(model)
     model(torch.tensor([[1, 2]])).sum().backward()
     opt.step()
-    assert {stack.norm: len(stack) for stack in opt._bound[0].stacks} == {L1ToRMS(): 2, Spectral(): 1}
+    assert {stack.norm: len(stack) for stack in opt._bound[0].stacks} == {L1ToRMS(): 2, RMSToRMS(): 1}
 
 
 def test_stacks_that_fit_the_cache_move_weights_as_whole_ones_do(monkeypatch):

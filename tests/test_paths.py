@@ -93,7 +93,10 @@ PATHS = {
     "in backward": {"in_backward": True, "nonfinite": "zero"},
     "one leaf a stack": {"most": 1},
     "chunks": {"most": 100},
-    "nothing padded": {"stack": -1},
+    "ragged": {"ragged": True},
+    "ragged, one leaf a stack": {"ragged": True, "most": 1},
+    "ragged and compiled": {"ragged": True, "compile": "aot_eager"},
+    "nothing padded": {"ragged": True, "stack": -1},
 }
 
 
@@ -161,7 +164,7 @@ def test_zeros_around_a_matrix_stay_and_change_nothing(polar):
 
 
 def test_transposed_and_small_ragged_matrices_are_one_stack():
-    _, opt = run(1, TIGHT)
+    _, opt = run(1, TIGHT, ragged=True)
     stacks = opt._bound[0].stacks
     spectral = [stack for stack in stacks if isinstance(stack.norm, ng.norms.Spectral)]
     assert [len(stack) for stack in spectral] == [4]

@@ -38,13 +38,14 @@ class Group:
         fused: Fused,
         capturable: bool = False,
         alone: bool = False,
+        ragged: bool = False,
     ) -> None:
         self.parts = parts
         trained = [p for p in params if p.requires_grad]
         entries = [(p, leaf) for p in trained for leaf in leaves(p)]
         self.stacks = [
             Stack(bunch, parts, store, fused, capturable)
-            for bunch in bunches(entries, parts.entrywise, parts.simple, ranks, alone)
+            for bunch in bunches(entries, parts.entrywise, ragged and parts.simple, ranks, alone)
         ]
         self.stacks_of: dict[Parameter, list[Stack]] = {p: [] for p in trained}
         for stack in self.stacks:

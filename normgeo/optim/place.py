@@ -66,7 +66,7 @@ def bunches(
     entries: Sequence[Entry], entrywise: bool, simple: bool, ranks: Ranks | None = None, alone: bool = False
 ) -> Iterator[Bunch]:
     """Leaves of equal norm, shape, dtype, device and layout, no more than `MOST` entries together, and on many ranks, their
-    own or `ranks` that share the work, no more than these should have whole at a time. Where all parts are `simple` and
+    own or `ranks` that share the work, no more than these should have whole at a time. Where parts are `simple` and
     nobody shares, transposed shapes count as equal, and small matrices are padded to share a stack where that costs less
     than another one. entrywise: of the parts, for the layout. alone: only leaves of one parameter share a stack.
     """
