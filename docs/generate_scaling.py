@@ -17,7 +17,7 @@ from torch.distributed.tensor import Shard
 from normgeo.optim.balance import assign, polar_flops
 from normgeo.optim.exchange import Exchange
 from normgeo.optim.layout import boxes
-from normgeo.optim.stack import at_a_time
+from normgeo.optim.place import at_a_time
 
 TARGET = Path(__file__).with_name("scaling.md")
 RANKS = (8, 64, 256, 1024)
