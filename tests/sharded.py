@@ -419,7 +419,7 @@ def resume(rank: int, folder: str, first: int, last: int, load: bool = True) -> 
 def full_state(model: nn.Module, opt: Any, plan: Any, options: dict[str, Any], rank: int) -> None:
     """All of the state on rank 0, and from there to a network in one process and back to ranks."""
     everything = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    model_state, optim_state = get_state_dict(model, opt, options=everything)
+    model_state, optim_state = copy.deepcopy(get_state_dict(model, opt, options=everything))  # one rank's is alive
     other = fsdp(network(1))
     resumed = plan.optimizer(other, lr=0.1, **options)
     spread = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
