@@ -412,7 +412,7 @@ def resume(rank: int, folder: str, first: int, last: int, load: bool = True) -> 
         assert apart(model, twin) == 0, (options, world)
         model_state, optim_state = get_state_dict(model, opt)
         checkpoint.save({"model": model_state, "optim": optim_state}, checkpoint_id=f"{where}/{last}")
-        if last == FULL:
+        if last == FULL and world == 1:
             full_state(model, opt, plan, options, rank)
 
 
