@@ -20,6 +20,7 @@ from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
+    set_model_state_dict,
     set_optimizer_state_dict,
     set_state_dict,
 )
@@ -412,7 +413,7 @@ def resume(rank: int, folder: str, first: int, last: int, load: bool = True) -> 
         assert apart(model, twin) == 0, (options, world)
         model_state, optim_state = get_state_dict(model, opt)
         checkpoint.save({"model": model_state, "optim": optim_state}, checkpoint_id=f"{where}/{last}")
-        if last == FULL and world == 1:
+        if last == FULL:
             full_state(model, opt, plan, options, rank)
 
 
@@ -424,7 +425,9 @@ def full_state(model: nn.Module, opt: Any, plan: Any, options: dict[str, Any], r
     resumed = plan.optimizer(other, lr=0.1, **options)
     spread = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     both = copy.deepcopy({"model_state_dict": model_state, "optim_state_dict": optim_state})  # torch puts shards there
-    set_state_dict(other, resumed, **both, options=spread)
+    # Not set_state_dict, which on ranks that have nothing leaves the model out.
+    set_model_state_dict(other, both["model_state_dict"], options=spread)
+    set_optimizer_state_dict(other, resumed, both["optim_state_dict"], options=spread)
     train(model, opt, range(FULL, FULL + 3))
     train(other, resumed, range(FULL, FULL + 3))
     assert apart(other, model) == 0
