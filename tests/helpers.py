@@ -1,6 +1,7 @@
 """Inputs that many tests share."""
 
 import inspect
+import re
 from types import ModuleType
 
 import torch
@@ -35,6 +36,11 @@ def exported(room: ModuleType, base: type) -> list[type]:
     """The concrete classes of a kind that a room exports."""
     found = (getattr(room, name) for name in room.__all__)
     return [c for c in found if inspect.isclass(c) and issubclass(c, base) and not inspect.isabstract(c)]
+
+
+def called(part: object) -> str:
+    """What a test of a part is called: its repr without addresses, which differ between processes."""
+    return re.sub(r"<function (\S+) at \w+>", r"\1", repr(part))
 
 
 def drawn(model):

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from helpers import exported, gaussian, seeds
+from helpers import called, exported, gaussian, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
 from normgeo import rules, steps
-from normgeo.rules import HeavyBall, Momentum, Plain, Rule, TunedMomentum
+from normgeo.rules import HeavyBall, Momentum, Plain, Rule, Stored, TunedMomentum
 from normgeo.steps import (
     IDBD,
     WSD,
@@ -46,6 +46,7 @@ from normgeo.testing import check_rule, check_step
 
 RULES = [
     Plain(),
+    Stored(Momentum(0.9)),
     Momentum(0.9),
     Momentum(0.9, nesterov=True),
     Momentum(0.0),
@@ -96,13 +97,13 @@ def test_everything_exported_is_checked():
     assert {type(x) for x in STEPS} == set(exported(steps, StepSize))
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("rule", RULES, ids=called)
 @given(seed=seeds)
 def test_rules(rule, seed):
     check_rule(rule, seed=seed)
 
 
-@pytest.mark.parametrize("step", STEPS, ids=str)
+@pytest.mark.parametrize("step", STEPS, ids=called)
 def test_steps(step):
     check_step(step)
 

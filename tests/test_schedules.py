@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from helpers import gaussian
+from helpers import called, gaussian
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
@@ -65,7 +65,7 @@ def ours(schedule, n):
             lambda o: lr_scheduler.LambdaLR(o, lambda t: min(1, (t + 1) / 5) * 0.1 ** (t // 2)),
         ),
     ],
-    ids=repr,
+    ids=called,
 )
 def test_schedules_are_those_of_torch(schedule, torchs):
     values = ours(schedule, 11) if hasattr(schedule, "at") else [float(v) for v in valued(schedule, 11)]

@@ -131,7 +131,7 @@ def test_a_network_does_not_learn_what_validation_data_do_not_confirm(budget):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 2)).double()
         plan = ng.compile(net, (test[0],), budgets={"*": Operate(budget, source=source)})
-        opt = plan.optimizer(net, lr=0.1)
+        opt = plan.optimizer(net, lr=0.2)
         for t in range(100):
             opt.zero_grad()
             if source == "cross":
