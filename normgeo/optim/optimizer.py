@@ -20,7 +20,7 @@ from normgeo.optim.direction import Direction
 from normgeo.optim.group import Group
 from normgeo.optim.guard import Guard, Policy, Verdict
 from normgeo.optim.iterate import Descent, Iterate
-from normgeo.optim.options import KINDS, OPTIONS, check_leaves, check_lr, check_parts, decaying
+from normgeo.optim.options import KINDS, OPTIONS, check_devices, check_leaves, check_lr, check_parts, decaying
 from normgeo.optim.stack import Parts, state_key
 from normgeo.rules import Momentum, Rule
 from normgeo.steps import Constant, StepSize
@@ -85,8 +85,9 @@ class Optimizer(torch.optim.Optimizer):
         if isinstance(group["params"], Tensor):
             group["params"] = [group["params"]]
         group["params"] = list(group["params"])
+        params = [p[1] if isinstance(p, tuple) else p for p in group["params"]]  # (name, parameter), as torch allows
         leaves = group.pop("leaves", None)
-        if leaves is None or len(leaves) != len(group["params"]):
+        if leaves is None or len(leaves) != len(params):
             raise ValueError(
                 "these parameters have no geometry; write plan = plan.extend(model) and then "
                 "for group in plan.groups(model=model, only=[its names]): opt.add_param_group(group)"
@@ -98,13 +99,13 @@ class Optimizer(torch.optim.Optimizer):
         parts = replace(self._default_parts, **{name: group.pop(name) for name in KINDS if name in group})
         check_lr(float(group.get("lr", self.defaults["lr"])))
         check_parts(parts)
-        for parameter, its in zip(group["params"], leaves, strict=True):
+        for parameter, its in zip(params, leaves, strict=True):
             check_leaves(parameter, its)
         group["structure"] = checkpoint.structure(parts, [leaf for its in leaves for leaf in its])
         super().add_param_group(group)
         group["base_lr"] = float(group["lr"])
         self.parts.append(parts)
-        self._leaves.update(zip(group["params"], map(tuple, leaves), strict=True))
+        self._leaves.update(zip(params, map(tuple, leaves), strict=True))
         self._bound = None
 
     @property
@@ -115,6 +116,7 @@ class Optimizer(torch.optim.Optimizer):
 
     # ---- one step
 
+    @torch._disable_dynamo  # a compiled training step calls this one as it is: its stacks are batched already
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. `closure`, needed only by parts that ask for the loss or for Hessian-vector products, returns it."""
@@ -164,6 +166,7 @@ class Optimizer(torch.optim.Optimizer):
         params = [p for group in self.param_groups for p in group["params"]]
         signature = tuple((p.requires_grad, p.dtype, p.device) for p in params)
         if self._bound is None or signature != self._signature:
+            check_devices(params)
             self._bound = [
                 Group(group["params"], self._leaves.__getitem__, parts, self.state)
                 for group, parts in zip(self.param_groups, self.parts, strict=True)

@@ -23,6 +23,7 @@ from normgeo.geometry.factor import Known
 from normgeo.linalg import FAST, SVD, TIGHT, Polar
 from normgeo.norms import with_polar
 from normgeo.optim import Direction, Filter, Optimizer
+from normgeo.optim.options import ELSEWHERE
 from normgeo.plan.names import aliases, named_parameters, some
 from normgeo.plan.paper import page, why
 from normgeo.plan.patterns import overrides
@@ -156,6 +157,8 @@ class Plan:
                 f"precision must be one of {sorted(PRECISIONS)} or a normgeo.linalg.Polar, got {precision!r}"
             )
         if unknown := sorted(set(options) - set(inspect.signature(Optimizer).parameters)):
+            if unknown[0] in ELSEWHERE:
+                raise TypeError(f"{unknown[0]} is no option here: {ELSEWHERE[unknown[0]]}")
             known = [name for name in inspect.signature(Optimizer).parameters if name != "params"]
             raise TypeError(
                 f"unknown option {unknown[0]!r}; options are {', '.join(known)}, and plan.groups takes them by pattern"
