@@ -20,7 +20,11 @@ class NotAsked(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of one clause."""
+    """What became of one clause.
+
+    >>> print(Finding("hooks", "met"))
+    met        hooks
+    """
 
     clause: str
     verdict: Verdict
