@@ -79,6 +79,28 @@ opt = plan.optimizer(model, lr=0.1)
 the direction is brought to norm 1 in the leaf's norm, so lr means what it always means and only the shape of the budget
 matters; `size="budget"` leaves it as it is.
 
+### On validation data
+
+`source="cross"` takes the moment from pairs of a training and a validation gradient, E[g vᵀ]: then ⟨Q, M⟩ is how fast the
+validation loss falls while the steps follow training gradients, and what the two disagree about is not learned.
+`"validation"` takes E[v vᵀ]. `opt.validation()` makes v, before the first step and then as often as one likes.
+
+```python
+cross = ng.optim.Operate(ng.budgets.Frobenius(), source="cross")
+opt = ng.compile(model, budgets={{"*": cross}}).optimizer(model, lr=0.1)
+with opt.validation():
+    model(torch.randn(8, 16)).square().mean().backward()
+model(torch.randn(8, 16)).square().mean().backward()
+opt.step()
+```
+
+Where twelve of sixteen inputs carry the label in the training set alone, 100 steps of an MLP come to a test error of 1.81,
+1.44, 0.90 (Frobenius, Spectral, Diagonal) for "cross" and 3.86, 1.88, 3.47 for "train" (`tests/test_validation.py`; "cross"
+saw a validation batch in every step). `Filter(..., source="cross")` is the same for filters, and so for the best momentum.
+
+Training with a fixed Q ends at the shortest displacement in the size that Q defines, `ng.budgets.endpoint(Q, J, residual)`
+for the Jacobian J of the outputs, so a budget chooses among interpolants too; `tangent_kernel` is the kernel J Q Jᵀ.
+
 ## With memory
 
 A filter θ̇[n] = Σ_k Q[k] g[n-k] has a power too, ⟨Q, R⟩ = Σ_k tr(Q[k] R[k]) with the lag moments R[k] = E[g[n] g[n-k]ᵀ], and

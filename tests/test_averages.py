@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import normgeo as ng
-from normgeo.constraints import Decay
+from normgeo.constraints import Ball, Decay, HardCap, RowCap, Sphere
 from normgeo.optim import BEMA, EMA, ScheduleFree
 from normgeo.rules import Plain
 from normgeo.steps import Warmup
@@ -203,3 +203,45 @@ def test_inside_nothing_that_would_mix_the_two_is_possible():
 def test_nonsense_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("iterate", [EMA(0.9), BEMA(bias=0.5), ScheduleFree()], ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize(
+    "constraint", [Ball(0.6), Sphere(0.6), RowCap(0.2), HardCap(0.6)], ids=lambda x: type(x).__name__
+)
+def test_averages_obey_what_the_weights_obey(iterate, constraint):
+    """The averages themselves do not: on a sphere they are inside, and schedule-free averages points that are beyond."""
+    torch.manual_seed(0)
+    net = ng.nn.Linear(4, 5).double()
+    target, norm = 3 * gaussian(5, 4), ng.norms.RMSToRMS(ng.linalg.SVD())
+
+    def excess(w):
+        if isinstance(constraint, RowCap):
+            return float((w.square().mean(1).sqrt() / 0.2 - 1).amax())
+        off = float(norm.norm(w) / 0.6 - 1)
+        return abs(off) if isinstance(constraint, Sphere) else off
+
+    opt = ng.optimizer(net, iterate=iterate, rule=Plain(), constraint=constraint, lr=0.3)
+    plain = []
+    for step in range(12):
+        opt.zero_grad()
+        ((net.weight - (-1) ** (step // 2) * target) ** 2).sum().backward()
+        opt.step()
+        w, state = net.weight.detach().clone(), {name: x.clone() for name, x in opt.state[net.weight].items()}
+        (stack,) = opt._ready()[0].stacks
+        plain.append(excess(iterate.average(stack.weights(), stack.state["iterate"])[0]))
+        with opt.averaged():
+            assert excess(net.weight.detach()) < 1e-4
+            assert excess(w) < 1e-4
+        assert torch.equal(net.weight, w)
+        assert all(torch.equal(x, state[name]) for name, x in opt.state[net.weight].items())
+    if isinstance(constraint, Sphere) or isinstance(iterate, ScheduleFree):
+        assert max(plain) > 0.01
+
+
+def test_what_is_not_averaged_is_not_constrained_either():
+    net = ng.nn.Linear(4, 5).double()
+    opt = ng.optimizer(net, iterate=EMA(), constraint=Ball(0.1))
+    w = net.weight.detach().clone()
+    with opt.averaged():
+        assert torch.equal(net.weight, w)

@@ -259,3 +259,12 @@ def test_an_unknown_study_is_refused(monkeypatch, capsys, tmp_path):
     assert code == 2
     assert "--studies: unknown study 'colour'; choose from claim, quadratic" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_costs_without_scipy_say_what_to_install(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("normgeo.cli.budgets.find_spec", lambda name: None)
+    code, shown, err = command(monkeypatch, capsys, "bench", "budgets", "--studies", "costs", "--out", tmp_path / "new")
+    assert (code, shown) == (2, "")
+    assert err.endswith("pip install scipy\n")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "new").exists()

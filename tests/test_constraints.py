@@ -149,6 +149,8 @@ PROMISES = [
     Promise(SpectralDecay(2.0), within(2.3 * 1.001), anywhere=False),
     Promise(RowCap(0.3), lambda W: rows(W).amax(1) / 0.3 - 1),
     Promise(Oblique(0.3), lambda W: (rows(W) / 0.3 - 1).abs().amax(1)),
+    Promise(RowCap(0.3), lambda W: rows(W.flatten(2)).amax(1) / 0.3 - 1, Conv(2), (2, 3, 2, 2)),
+    Promise(Oblique(0.3), lambda W: (rows(W.flatten(2)) / 0.3 - 1).abs().amax(1), Conv(2), (2, 3, 2, 2)),
     Promise(Stiefel(0.8), all_at(0.8)),
     Promise(Stiefel(0.8), all_at(0.8), shape=(4, 4)),
     Promise(Stiefel(0.8), all_at(0.8), shape=(4, 6)),

@@ -27,7 +27,20 @@ SIDES = st.integers(1, 5)
 SHAPES = st.one_of(st.just(()), st.tuples(SIDES), st.tuples(SIDES, SIDES), st.tuples(SIDES, SIDES, SIDES))
 GRADIENTS = st.sampled_from(["gaussian", "gaussian", "gaussian", "rank 1", "zero", "one entry"])
 EVENTS = st.sampled_from(
-    ["nothing", "nothing", "nothing", "freeze", "unfreeze", "lr", "restart", "restart", "no gradient", "nan", "inf", "grow"]
+    [
+        "nothing",
+        "nothing",
+        "nothing",
+        "freeze",
+        "unfreeze",
+        "lr",
+        "restart",
+        "restart",
+        "no gradient",
+        "nan",
+        "inf",
+        "grow",
+    ]
 )
 
 

@@ -258,3 +258,19 @@ def test_entries_that_never_have_a_gradient_do_not_count_in_adam_s_lags():
             tuner.update(g, state)
         found.append(tuner.best(state))
     torch.testing.assert_close(*found)
+
+
+def test_in_training_the_lr_and_the_momentum_follow_their_formulas():
+    """SGD whose η and β are set anew in every step from the lags of its own gradients: Δw = -η·m with the best β and the η
+    that uses up the budget."""
+    budget = ng.budgets.OnePole(ng.budgets.DynamicDiagonal(B=2.0))
+    direction = ng.optim.Filter(budget, lags=24, each="leaf", memory=0.999, size="budget")
+    gs = list(ar1(0.5, 300, 40))
+    state = direction.init(gs[0][None])
+    for g in gs:
+        direction.observe(g[None], state, None)
+        D = direction(g[None], state, g[None])[0]
+    beta, _ = best_momentum(state["moment"][0, :, 0])
+    assert float(beta) == pytest.approx(0.5, abs=0.05)
+    m = (1 - beta) * sum(beta**k * gs[-1 - k] for k in range(24))
+    torch.testing.assert_close(D, saturating_lr(beta, 2.0, 1) * m, rtol=1e-3, atol=1e-3)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normgeo import linalg
+from normgeo.budgets import Spectral
 from normgeo.linalg import (
     FAST,
     SVD,
@@ -318,6 +319,24 @@ def test_eigh_goes_on_in_float64_where_lapack_fails(monkeypatch, silent):
     values, vectors = linalg.eigh(torch.diag(torch.tensor([3.0, 1.0])))
     assert values.tolist() == [1, 3]
     assert vectors.dtype == torch.float32
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_eigvalsh_goes_on_in_float64_where_lapack_fails(monkeypatch, silent):
+    whole = torch.linalg.eigvalsh
+
+    def stubborn(x):
+        if x.dtype == torch.float32 and not silent:
+            raise torch.linalg.LinAlgError("no convergence")
+        return whole(x) * torch.nan if x.dtype == torch.float32 else whole(x)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", stubborn)
+    x = torch.diag(torch.tensor([3.0, 1.0]))
+    assert linalg.eigvalsh(x).tolist() == [1, 3]
+    assert linalg.eigvalsh(x).dtype == torch.float32
+    assert Spectral().support(x) == 3
+    assert linalg.eigvalsh(torch.stack([x, x * torch.inf]))[1].isnan().all()
+    assert torch.autograd.gradcheck(lambda x: linalg.eigvalsh((x + x.mT) / 2), gaussian(3, 3).requires_grad_())
 
 
 @given(seeds, st.integers(1, 60), st.integers(1, 60), st.integers(1, 12))

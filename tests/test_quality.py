@@ -130,7 +130,8 @@ def test_the_command_runs_what_it_is_asked_for(monkeypatch, capsys, tmp_path, so
     assert (code, err) == (0, "")
     assert "span" in shown
     results = json.loads((out / "results.json").read_text())
-    assert len(results["studies"]["depth"]) == 3
+    assert len(results["studies"]["depth"]["rows"]) == 3
+    assert {"normgeo", "torch", "python", "seeds"} < set(results)
     assert len((out / "trials.jsonl").read_text().splitlines()) == 6
 
 

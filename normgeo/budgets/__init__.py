@@ -20,6 +20,7 @@ from normgeo.budgets.dynamic import (
     transfer,
 )
 from normgeo.budgets.ellipsoid import Ellipsoid
+from normgeo.budgets.endpoint import endpoint, tangent_kernel
 from normgeo.budgets.factored import KroneckerMoment, SketchMoment
 from normgeo.budgets.frobenius import Frobenius
 from normgeo.budgets.invariant import Invariant, OnDiagonal
@@ -69,7 +70,9 @@ __all__ = [
     "Sum",
     "best_ray",
     "checked",
+    "endpoint",
     "on_values",
     "registry",
+    "tangent_kernel",
     "transfer",
 ]

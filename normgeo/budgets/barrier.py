@@ -10,7 +10,7 @@ from torch import Tensor
 
 from normgeo.budgets.bisection import bisect
 from normgeo.budgets.shapes import FREE, TOLERANCE, basis, spread
-from normgeo.linalg import eigh
+from normgeo.linalg import eigh, eigvalsh
 
 if TYPE_CHECKING:
     from normgeo.budgets.base import Budget
@@ -147,4 +147,4 @@ def _inside(budget: Budget, slacks: Sequence[Constraint], like: Tensor) -> Tenso
 
 
 def _least(slack: Tensor) -> float:
-    return float(torch.linalg.eigvalsh(slack)[0]) if slack.ndim == 2 else float(slack.min())
+    return float(eigvalsh(slack)[0]) if slack.ndim == 2 else float(slack.min())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -143,14 +144,23 @@ def checked(m: Tensor, budget: Budget) -> Tensor:
     m = floating(m, budget)
     if m.device.type != "cpu":  # to look would be to wait; NaN goes through
         return (m + m.mT) / 2 if budget.kind == "matrix" else m
-    if not bool(m.isfinite().all()):
+    size = _largest(m)
+    if not math.isfinite(size):
         raise ValueError(f"{type(budget).__name__}: the moment has {int((~m.isfinite()).sum())} entries of NaN or Inf")
     if budget.kind != "matrix":
         return m
-    gap, size = float((m - m.mT).detach().abs().max()), float(m.detach().abs().max())
+    gap = _largest(m - m.mT)
+    if gap == 0:
+        return m
     if gap > 1e-4 * size:
         raise ValueError(
             f"{type(budget).__name__}: the moment is not symmetric (largest |M - Mᵀ| is {gap:.3g}, largest |M| is "
             f"{size:.3g}); only (M + Mᵀ)/2 counts, so give that"
         )
     return (m + m.mT) / 2
+
+
+def _largest(x: Tensor) -> float:
+    """max |xᵢ|, NaN if there is one."""
+    low, high = torch.aminmax(x.detach())
+    return max(-float(low), float(high))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from normgeo.budgets.shapes import TOLERANCE, negative, own, spread
+from normgeo.linalg import eigvalsh
 
 if TYPE_CHECKING:
     from normgeo.budgets.base import Budget
@@ -40,7 +41,7 @@ def within(budget: Budget, q: Tensor) -> Tensor:  # (n, *d) -> (n,)
     if own(budget, "constraints"):
         for slack in budget.constraints():
             s = torch.vmap(slack)(q)
-            s = torch.linalg.eigvalsh(s) if s.ndim == 3 else s.reshape(len(q), -1)
+            s = eigvalsh(s) if s.ndim == 3 else s.reshape(len(q), -1)
             ok = ok & (s.amin(1) >= -1e-13 * s.abs().amax(1))
         return ok
     gap = torch.linalg.vector_norm((budget.project(q) - q).flatten(1), dim=1)

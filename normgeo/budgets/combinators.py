@@ -13,7 +13,7 @@ from normgeo.budgets.base import Budget, checked, floating, inner
 from normgeo.budgets.checks import positive
 from normgeo.budgets.invariant import Invariant
 from normgeo.budgets.shapes import TOLERANCE, Kind, below_zero
-from normgeo.linalg import eigh
+from normgeo.linalg import eigh, eigvalsh
 
 __all__ = ["Blocks", "Intersection", "Product", "Scaled", "Sum"]
 
@@ -206,11 +206,11 @@ class Blocks(Budget):
         return 3
 
     def gauge(self, q: Tensor) -> Tensor:
-        values = torch.linalg.eigvalsh(floating(q, self)).flatten(-2)
+        values = eigvalsh(floating(q, self)).flatten(-2)
         return torch.where(below_zero(values), torch.inf, self.inner.size(values.clamp_min(0)))
 
     def support(self, m: Tensor) -> Tensor:
-        s = torch.linalg.eigvalsh(checked(m, self)).flatten(-2)
+        s = eigvalsh(checked(m, self)).flatten(-2)
         return inner(self.inner.allocate(s.detach()), s, 1)
 
     def maximizer(self, m: Tensor) -> Tensor:

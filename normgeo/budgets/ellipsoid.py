@@ -12,7 +12,7 @@ from normgeo.budgets.barrier import Constraint
 from normgeo.budgets.base import Budget, checked, floating
 from normgeo.budgets.checks import metric, positive
 from normgeo.budgets.shapes import below_zero
-from normgeo.linalg import eigh
+from normgeo.linalg import eigh, eigvalsh
 
 __all__ = ["Ellipsoid"]
 
@@ -50,7 +50,7 @@ class Ellipsoid(Budget):
         off = torch.where(free.unsqueeze(-1), seen, 0).flatten(-2).abs().amax(-1)
         outside = off > 64 * w.shape[-1] * torch.finfo(q.dtype).eps * seen.flatten(-2).abs().amax(-1)
         size = (w.unsqueeze(-1) * seen.square()).sum((-2, -1)).sqrt() / self.B**0.5
-        return torch.where(below_zero(torch.linalg.eigvalsh(q)) | outside, torch.inf, size)
+        return torch.where(below_zero(eigvalsh(q)) | outside, torch.inf, size)
 
     def maximizer(self, m: Tensor) -> Tensor:
         x = checked(m, self)

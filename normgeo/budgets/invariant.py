@@ -12,7 +12,7 @@ from torch import Tensor
 from normgeo.budgets.barrier import Constraint
 from normgeo.budgets.base import Budget, checked, floating, inner
 from normgeo.budgets.shapes import below_zero
-from normgeo.linalg import eigh
+from normgeo.linalg import eigh, eigvalsh
 
 __all__ = ["Invariant", "OnDiagonal"]
 
@@ -40,11 +40,11 @@ class Invariant(Budget, ABC):
         """The eigenvalues of the best operator, given those of the moment, in any order and of any sign."""
 
     def gauge(self, q: Tensor) -> Tensor:
-        values = torch.linalg.eigvalsh(floating(q, self))
+        values = eigvalsh(floating(q, self))
         return torch.where(below_zero(values), torch.inf, self.size(values.clamp_min(0)))
 
     def support(self, m: Tensor) -> Tensor:
-        s = torch.linalg.eigvalsh(checked(m, self))
+        s = eigvalsh(checked(m, self))
         return (self.allocate(s.detach()) * s).sum(-1)
 
     def maximizer(self, m: Tensor) -> Tensor:

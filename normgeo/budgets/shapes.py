@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from normgeo.linalg import eigvalsh
+
 if TYPE_CHECKING:
     from normgeo.budgets.base import Budget
 
@@ -44,7 +46,7 @@ def negative(q: Tensor, kind: Kind) -> Tensor:  # (n, *d) -> (n,)
     """Whether operators leave the domain: Q ≽ 0 for matrices, q ≥ 0 for diagonals, anything for steps and filters."""
     if kind in FREE:
         return torch.zeros(len(q), dtype=torch.bool, device=q.device)
-    return below_zero(torch.linalg.eigvalsh(q) if kind == "matrix" else q).reshape(len(q), -1).any(1)
+    return below_zero(eigvalsh(q) if kind == "matrix" else q).reshape(len(q), -1).any(1)
 
 
 def basis(kind: Kind, like: Tensor) -> Tensor:  # (*d) -> (k, *d)

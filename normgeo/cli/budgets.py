@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import platform
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-import normgeo as ng
 from normgeo import lab
+from normgeo.cli.report import Report
 
 __all__ = ["budgets"]
 
-T = TypeVar("T")
 CONDITIONS = (4.0, 100.0, 1000.0)
 STUDIES = ("claim", "quadratic", "nonconvex", "network", "costs", "training")
-RACES, TRIALS, RESULTS, PICTURE = "races.jsonl", "trials.jsonl", "results.json", "budgets.png"
+RACES, TRIALS, PICTURE = "races.jsonl", "trials.jsonl", "budgets.png"
 
 
 @click.command()
@@ -44,63 +36,34 @@ def budgets(studies: str, steps: int, seeds: int, text: Path | None, out: Path) 
     names = [name.strip() for name in studies.split(",") if name.strip()]
     if unknown := [name for name in names if name not in STUDIES]:
         raise lab.UserError(f"--studies: unknown study {unknown[0]!r}; choose from {', '.join(STUDIES)}")
+    if "costs" in names and find_spec("scipy") is None:
+        raise lab.UserError("--studies costs: completions are measured beside a solver of scipy; pip install scipy")
     sources = lab.Sources(text)
     sources.of("gpt")
-    out.mkdir(parents=True, exist_ok=True)
-    shown = _Shown()
+    report = Report(out)
     claims = [lab.claim(condition) for condition in CONDITIONS] if "claim" in names else []
     if claims:
-        shown.table("claim", "Q* for the moment, beside 10 random Q of the same Frobenius budget", lab.CLAIM_COLUMNS,
+        report.table("claim", "Q* for the moment, beside 10 random Q of the same Frobenius budget", lab.CLAIM_COLUMNS,
                     [row for each in claims for row in each.rows()])  # fmt: skip
     places = [place for name, found in lab.landscapes(seeds).items() if name in names for place in found]
     races = lab.Races(lab.Ledger(out / RACES, lab.Race), places, steps)
     if places:
-        shown.follow("races", races.run(), len(races.todo))
-        shown.table("races", f"loss over the first after {steps} steps, each budget at its best",
+        report.follow("races", [(len(races.todo), races.run())])
+        report.table("races", f"loss over the first after {steps} steps, each budget at its best",
                     ("budget", *(place.name for place in places)), races.table())  # fmt: skip
-        shown.table("winners", "who wins where", lab.WINNER_COLUMNS, races.winners())
-    if claims or places:
-        lab.write_whole(out / PICTURE, lab.plot_budgets(claims, races))
+        report.table("winners", "who wins where", lab.WINNER_COLUMNS, races.winners())
     if "costs" in names:
         for name, (title, columns, measure) in lab.COSTS.items():
-            shown.table(name, title, columns, measure())
+            report.table(name, title, columns, measure())
     if "training" in names:
-        _train(shown, lab.Trials(out / TRIALS, sources), seeds)
-    facts = {"normgeo": ng.__version__, "torch": torch.__version__, "python": platform.python_version(), "seeds": seeds}
-    report = {**facts, "steps": steps, "studies": shown.report, "claims": [asdict(each) for each in claims]}
-    lab.write_whole(out / RESULTS, json.dumps(report, indent=1).encode())
-    shown.console.print(f"saved {out / RESULTS}")
+        _train(report, lab.Trials(out / TRIALS, sources), seeds)
+    facts = {"seeds": seeds, "steps": steps, "claims": [asdict(each) for each in claims]}
+    report.save(facts, {PICTURE: lab.plot_budgets(claims, races)} if claims or places else {})
 
 
-def _train(shown: _Shown, trials: lab.Trials, seeds: int) -> None:
+def _train(report: Report, trials: lab.Trials, seeds: int) -> None:
     study = lab.training_study()
-    for todo in study.rounds(trials, seeds):
-        shown.follow("training", trials.run(todo), len([trial for trial in todo if trial not in trials]))
-    shown.table("training", study.title, study.columns, study.rows(trials, seeds))
+    report.study("training", study, trials, seeds)
     problem = trials.make(study.problem, 0)
     field = {name: study.best(trials, name).contender(problem.steps) for name in study.field}
-    shown.table("upkeep", "what the optimizers cost there", lab.UPKEEP_COLUMNS, lab.upkeep(problem, field))
-
-
-class _Shown:
-    """Tables on the console, and the same for the report."""
-
-    def __init__(self) -> None:
-        self.console = Console(highlight=False, markup=False, soft_wrap=True)
-        self.report: dict[str, Any] = {}
-
-    def table(self, name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        table = Table(title=title)
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        self.console.print(table, soft_wrap=False)
-        self.report[name] = {"title": title, "columns": list(columns), "rows": [list(row) for row in rows]}
-
-    def follow(self, name: str, work: Iterable[object], total: int) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
-            task = progress.add_task(name, total=total)
-            for _ in work:
-                progress.advance(task)
+    report.table("upkeep", "what the optimizers cost there", lab.UPKEEP_COLUMNS, lab.upkeep(problem, field))

@@ -9,6 +9,7 @@ import click
 import normgeo
 from normgeo.cli.bench import bench
 from normgeo.cli.explain import explain
+from normgeo.cli.sweep import sweep
 from normgeo.cli.train import train
 from normgeo.lab import UserError
 
@@ -23,6 +24,7 @@ def commands() -> None:
 
 commands.add_command(bench)
 commands.add_command(explain)
+commands.add_command(sweep)
 commands.add_command(train)
 
 

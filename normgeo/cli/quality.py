@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import platform
 from pathlib import Path
 
 import click
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-import normgeo as ng
 from normgeo import lab
+from normgeo.cli.report import Report
 
 __all__ = ["quality"]
 
-TRIALS, RESULTS = "trials.jsonl", "results.json"
+TRIALS = "trials.jsonl"
 
 
 @click.command()
@@ -36,7 +30,6 @@ def quality(text: Path | None, classes: Path | None, studies: str, seeds: int, j
 
     Hours on a CPU. Each run that is done is kept in --out, and the same command goes on where it stopped.
     """
-    console = Console(highlight=False, markup=False, soft_wrap=True)
     known = lab.studies()
     names = [name.strip() for name in studies.split(",") if name.strip()]
     if unknown := [name for name in names if name not in known]:
@@ -45,24 +38,8 @@ def quality(text: Path | None, classes: Path | None, studies: str, seeds: int, j
     for name in names:
         for problem in known[name].problems:
             sources.of(problem)
-    out.mkdir(parents=True, exist_ok=True)
+    report = Report(out)
     trials = lab.Trials(out / TRIALS, sources, jobs)
-    report = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     for name in names:
-        study = known[name]
-        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-            task = progress.add_task(name, total=None)
-            for todo in study.rounds(trials, seeds):
-                progress.update(task, total=(progress.tasks[task].total or 0) + len(todo))
-                progress.advance(task, sum(trial in trials for trial in todo))
-                for _ in trials.run(todo):
-                    progress.advance(task)
-        table = Table(*study.columns, title=study.title)
-        report[name] = study.rows(trials, seeds)
-        for row in report[name]:
-            table.add_row(*row)
-        console.print(table, soft_wrap=False)
-    facts = {"normgeo": ng.__version__, "torch": torch.__version__, "python": platform.python_version(), "seeds": seeds}
-    lab.write_whole(out / RESULTS, json.dumps({**facts, "studies": report}, indent=1).encode())
-    console.print(f"saved {out / RESULTS}")
+        report.study(name, known[name], trials, seeds)
+    report.save({"seeds": seeds})

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 import torch
-from rich.console import Console
 
-import normgeo as ng
 from normgeo import lab
+from normgeo.cli.report import Report
 
 __all__ = ["speed"]
 
-RESULTS, PICTURE = "results.json", "speed.png"
+PICTURE = "speed.png"
 
 
 @click.command()
@@ -38,16 +36,12 @@ def speed(width: str, depth: int, threads: int, seconds: float, device: str, out
         raise lab.UserError("--device: this torch sees no CUDA device; write --device cpu")
     torch.set_num_threads(threads)
     where = torch.device(device)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 110
     timings = [timing for each in widths for timing in lab.time_steps(each, depth, where, seconds)]
     accuracies = [accuracy for each in widths if each <= 1024 for accuracy in lab.accuracies(each, where)]
-    console.print(lab.speed_table(timings))
-    console.print(lab.accuracy_table(accuracies))
+    report = Report(out)
+    report.console.print(lab.speed_table(timings), soft_wrap=False)
+    report.console.print(lab.accuracy_table(accuracies), soft_wrap=False)
     facts = {
-        "normgeo": ng.__version__,
-        "torch": torch.__version__,
         "machine": torch.cuda.get_device_name(where) if device == "cuda" else platform.processor(),
         "device": device,
         "threads": threads,
@@ -55,7 +49,5 @@ def speed(width: str, depth: int, threads: int, seconds: float, device: str, out
         "timings": [asdict(timing) for timing in timings],
         "accuracies": [asdict(accuracy) for accuracy in accuracies],
     }
-    out.mkdir(parents=True, exist_ok=True)
-    lab.write_whole(out / RESULTS, json.dumps(facts, indent=1).encode())
-    lab.write_whole(out / PICTURE, lab.plot_speed(timings, f"GPT of depth {depth}, {device}, {threads} threads"))
-    console.print(f"saved {out / RESULTS} and {out / PICTURE}")
+    picture = lab.plot_speed(timings, f"GPT of depth {depth}, {device}, {threads} threads")
+    report.save(facts, {PICTURE: picture})

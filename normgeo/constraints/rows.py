@@ -1,20 +1,31 @@
 """Rows of bounded and of given size."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from normgeo.constraints.base import Constraint, Rate
-from normgeo.constraints.measured import check_radius
+from normgeo.constraints.base import Rate
+from normgeo.constraints.measured import Measured, check_radius
 from normgeo.norms.vectors import rms, unit
 
 __all__ = ["Oblique", "RowCap"]
 
 
 @dataclass(frozen=True)
-class RowCap(Constraint):
-    """wᵢ ← wᵢ / max(1, RMS(wᵢ)/ρ) for every row: the last axis of the leaf, for a kernel its last spatial axis.
+class _OnRows(Measured):
+    """Acts on each row, as the leaf's norm tells them apart."""
+
+    def each(self, f: Callable[[Tensor], Tensor], W: Tensor) -> Tensor:
+        if W.ndim == 1:  # scalars, rows of one entry
+            return f(W.unsqueeze(1)).squeeze(1)
+        return f(W) if self.norm is None else self.norm.on_rows(f, W)
+
+
+@dataclass(frozen=True)
+class RowCap(_OnRows):
+    """wᵢ ← wᵢ / max(1, RMS(wᵢ)/ρ) for every row: the last axis of the leaf, for a kernel all that an output channel has.
 
     Invariant: RMS(wᵢ) ≤ ρ after every step, up to rounding, wherever the weights started. Of a linear map W (m, n) this
     bounds each output: |wᵢ·x| ≤ ρ·n for RMS(x) ≤ 1; of an embedding it is `Ball`, of a head `Ball(n·ρ, norm=RMSToLinf())`.
@@ -31,12 +42,11 @@ class RowCap(Constraint):
         check_radius(type(self).__name__, self.radius)
 
     def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
-        rows = _rows(W)
-        return (rows / (rms(rows) / self.radius).clamp_min(1)).reshape(W.shape)
+        return self.each(lambda rows: rows / (rms(rows) / self.radius).clamp_min(1), W)
 
 
 @dataclass(frozen=True)
-class Oblique(Constraint):
+class Oblique(_OnRows):
     """wᵢ ← ρ·wᵢ/RMS(wᵢ) for every row: the oblique manifold, a sphere for each. Rows at 0 stay there until they move.
 
     Invariant: RMS(wᵢ) = ρ after every step, up to rounding. gᵢ ← gᵢ - ⟨gᵢ, wᵢ⟩wᵢ/‖wᵢ‖₂², the gradient of the loss at the
@@ -54,13 +64,8 @@ class Oblique(Constraint):
         check_radius(type(self).__name__, self.radius)
 
     def tangent(self, W: Tensor, G: Tensor, state: dict[str, Tensor]) -> Tensor:
-        along = unit(_rows(W), 1)
-        return G - ((_rows(G) * along).sum(-1, keepdim=True) * along).reshape(W.shape)
+        along = self.each(lambda rows: unit(rows, 1), W)
+        return G - along * self.each(lambda rows: rows.sum(-1, keepdim=True).expand_as(rows), G * along)
 
     def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
-        rows = _rows(W)
-        return (unit(rows, 1) * (self.radius * math.sqrt(rows.shape[-1]))).reshape(W.shape)
-
-
-def _rows(W: Tensor) -> Tensor:  # (n,) -> (n, 1), a scalar being a row of one entry
-    return W if W.ndim > 1 else W.unsqueeze(1)
+        return self.each(lambda rows: unit(rows, 1) * (self.radius * math.sqrt(rows.shape[-1])), W)

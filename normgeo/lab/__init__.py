@@ -23,21 +23,26 @@ from normgeo.lab.corpus import Corpus, standard_library, text_file
 from normgeo.lab.errors import Diverged, UserError
 from normgeo.lab.landscapes import Factors, Landscape, Network, Quadratic, Rosenbrock, curvature
 from normgeo.lab.ledger import Ledger
-from normgeo.lab.problems import Classes, Classify, Problem, Score, Settings, Text, evaluate, labelled_file
+from normgeo.lab.optima import Bowl, Logistic
+from normgeo.lab.problems import Classes, Classify, Pictures, Problem, Score, Settings, Text, evaluate, labelled_file
 from normgeo.lab.quality import Comparison, Parabola, Sources, Study, Transfer, studies
-from normgeo.lab.report import plot_budgets, plot_losses, summary
+from normgeo.lab.report import plot_budgets, plot_losses, plot_sweep, summary
 from normgeo.lab.speed import Accuracy, Timing, accuracies, time_steps
 from normgeo.lab.speed_report import accuracy_table, plot_speed, speed_table
+from normgeo.lab.sweep import AGAINST, RULES, Line, Sweep
 from normgeo.lab.training import Curve, Training
 from normgeo.lab.trials import Entry, Outcome, Trial, Trials
 
 __all__ = [
+    "AGAINST",
     "CLAIM_COLUMNS",
     "COSTS",
     "REFERENCE",
+    "RULES",
     "UPKEEP_COLUMNS",
     "WINNER_COLUMNS",
     "Accuracy",
+    "Bowl",
     "Claim",
     "Classes",
     "Classify",
@@ -50,9 +55,12 @@ __all__ = [
     "Factors",
     "Landscape",
     "Ledger",
+    "Line",
+    "Logistic",
     "Network",
     "Outcome",
     "Parabola",
+    "Pictures",
     "Place",
     "Problem",
     "Quadratic",
@@ -63,6 +71,7 @@ __all__ = [
     "Settings",
     "Sources",
     "Study",
+    "Sweep",
     "Text",
     "Timing",
     "Training",
@@ -91,6 +100,7 @@ __all__ = [
     "plot_budgets",
     "plot_losses",
     "plot_speed",
+    "plot_sweep",
     "race",
     "save_checkpoint",
     "speed_table",

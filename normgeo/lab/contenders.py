@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +38,31 @@ class Many:
     def _all(self) -> list[Any]:
         return [*self.optimizers, *self.schedulers]
 
-    def step(self) -> None:
+    @property
+    def needs(self) -> set[str]:
+        """What parts of ours want beyond gradients."""
+        ours = (opt for opt in self.optimizers if isinstance(opt, ng.optim.Optimizer))
+        return {name for opt in ours for parts in opt.parts for part in parts for name in part.needs}
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """As in torch; a closure is for one optimizer without schedulers."""
+        if closure is not None:
+            (optimizer,) = self._all
+            return optimizer.step(closure)
         for part in self._all:
             part.step()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model has the weights to be evaluated."""
+        with ExitStack() as stack:
+            for opt in self.optimizers:
+                if isinstance(opt, ng.optim.Optimizer):
+                    stack.enter_context(opt.averaged())
+                elif (evaluate := getattr(opt, "eval", None)) is not None:  # schedulefree's
+                    evaluate()
+                    stack.callback(opt.train)  # type: ignore[attr-defined]
+            yield
 
     def zero_grad(self) -> None:
         for opt in self.optimizers:
@@ -77,14 +100,25 @@ def contenders(compare: Iterable[str], *, steps: int, lr: float, warmup: int) ->
     return list({contender.name + contender.setting: contender for contender in out}.values())
 
 
-def ours(steps: int, lr: float = 0.2, warmup: int = 20, constraint: Constraint | None = None) -> Contender:
-    """What the compiler derives."""
-    schedule = ng.steps.Linear(total=steps, warmup=warmup)
-    setting = f"lr {lr:g}, {warmup} warm-up steps, linear to 0"
-    options: dict[str, Any] = {}
-    if constraint is not None:
-        options, setting = {"constraint": constraint}, f"{setting}, {constraint}"
-    return Contender("normgeo", setting, lambda model: Many(ng.optimizer(model, lr=lr, step=schedule, **options)))
+def ours(
+    steps: int,
+    lr: float = 0.2,
+    warmup: int = 20,
+    constraint: Constraint | None = None,
+    step: ng.steps.StepSize | None = None,
+    rule: ng.rules.Rule | None = None,
+    iterate: ng.optim.Iterate | None = None,
+) -> Contender:
+    """What the compiler derives, with the parts that are given in place of its own."""
+    setting = f"lr {lr:g}, {warmup} warm-up steps, linear to 0" if step is None else f"lr {lr:g}, {step}"
+    given = {"constraint": constraint, "rule": rule, "iterate": iterate}
+    options: dict[str, Any] = {name: part for name, part in given.items() if part is not None}
+    schedule = ng.steps.Linear(total=steps, warmup=warmup) if step is None else step
+    return Contender(
+        "normgeo",
+        ", ".join([setting, *map(str, options.values())]),
+        lambda model: Many(ng.optimizer(model, lr=lr, step=schedule, **options)),
+    )
 
 
 def adamw(steps: int, lr: float, decay: float = 0.1) -> Contender:
@@ -107,9 +141,12 @@ def muon(steps: int, lr: float, lr_rest: float, decay: float = 0.1) -> Contender
         leaves = {leaf.parameter: leaf.role for leaf in ng.compile(model).leaves}
         hidden = [p for name, p in model.named_parameters() if leaves[name] == "linear"]
         rest = [p for name, p in model.named_parameters() if leaves[name] != "linear"]
-        muon = torch.optim.Muon(hidden, lr=lr, weight_decay=decay)
-        adamw = torch.optim.AdamW(rest, lr=lr_rest, betas=(0.9, 0.95), weight_decay=decay)
-        return Many(muon, adamw, schedule=schedule)
+        parts: list[torch.optim.Optimizer] = []
+        if hidden:
+            parts.append(torch.optim.Muon(hidden, lr=lr, weight_decay=decay))
+        if rest:
+            parts.append(torch.optim.AdamW(rest, lr=lr_rest, betas=(0.9, 0.95), weight_decay=decay))
+        return Many(*parts, schedule=schedule)
 
     setting = f"lr {lr:g} and {lr_rest:g}, {schedule.warmup} warm-up steps, linear to 0, decay {decay:g}"
     return Contender("Muon + AdamW", setting, make)

@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from normgeo.lab.corpus import Corpus
 from normgeo.lab.errors import UserError
-from normgeo.nn import GPT, MLP
+from normgeo.nn import GPT, MLP, ViT
 
-__all__ = ["Classes", "Classify", "Problem", "Score", "Settings", "Text", "evaluate", "labelled_file"]
+__all__ = ["Classes", "Classify", "Pictures", "Problem", "Score", "Settings", "Text", "evaluate", "labelled_file"]
 
 VALIDATION_WINDOWS = 2048  # at the end; an eighth of it on the way
 
@@ -170,16 +170,17 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Classes:
-    """Vectors (n, features) with labels (n,)."""
+    """Vectors (n, features) with labels (n,); `shape` is that of an example in the file."""
 
     name: str
     x_train: Tensor
     y_train: Tensor
     x_test: Tensor
     y_test: Tensor
+    shape: tuple[int, ...] = ()
 
 
-def labelled_file(path: Path) -> Classes:
+def labelled_file(path: Path, option: str = "--classes") -> Classes:
     """An .npz with x_train, y_train, x_test, y_test; bytes are read as pixels, and features brought to RMS 1 in the mean
     over the training set."""
     names = ("x_train", "y_train", "x_test", "y_test")
@@ -188,16 +189,17 @@ def labelled_file(path: Path) -> Classes:
             missing = [name for name in names if name not in file]
             arrays = [] if missing else [file[name] for name in names]
     except (OSError, ValueError) as error:
-        raise UserError(f"--classes: cannot read {path}: {error}; give the path of an .npz file") from error
+        raise UserError(f"{option}: cannot read {path}: {error}; give the path of an .npz file") from error
     if missing:
-        raise UserError(f"--classes: {path} has no {', '.join(missing)}; give an .npz with {', '.join(names)}")
+        raise UserError(f"{option}: {path} has no {', '.join(missing)}; give an .npz with {', '.join(names)}")
     x_train, y_train, x_test, y_test = (torch.from_numpy(a) for a in arrays)
+    shape = tuple(x_train.shape[1:])
     x_train, x_test = (x.flatten(1).float() for x in (x_train, x_test))
     if arrays[0].dtype == np.uint8:
         mean = x_train.mean(0)
         x_train, x_test = x_train - mean, x_test - mean
     scale = x_train.square().mean().sqrt()
-    return Classes(path.name, x_train / scale, y_train.long(), x_test / scale, y_test.long())
+    return Classes(path.name, x_train / scale, y_train.long(), x_test / scale, y_test.long(), shape)
 
 
 @dataclass(frozen=True)
@@ -235,6 +237,56 @@ class Classify(Problem):
         x, y = self.data.x_test.to(device), self.data.y_test.to(device)
         logits = model(x)
         return Score(float(functional.cross_entropy(logits, y)), float((logits.argmax(-1) == y).float().mean()))
+
+
+@dataclass(frozen=True)
+class Pictures(Classify):
+    """A vision transformer on images (h, w) or (h, w, channels), in patches of a quarter of their height."""
+
+    width: int = 64
+    depth: int = 2
+    heads: int = 4
+    batch_size: int = 64
+    steps: int = 500
+
+    def __post_init__(self) -> None:
+        if len(self.data.shape) not in (2, 3):
+            raise UserError(
+                f"--images: an example of {self.data.name} has the shape {self.data.shape}; give images (h, w) or (h, w, c)"
+            )
+        if self.width % (2 * self.heads):
+            raise UserError(f"--problems: a width of {self.width} is not {self.heads} heads of even width")
+
+    @property
+    def name(self) -> str:
+        return f"ViT {self.width} × {self.depth}"
+
+    def model(self) -> nn.Module:
+        torch.manual_seed(self.seed)
+        h, w, channels = self._size
+        patch = max(1, h // 4)
+        classes = int(self.data.y_train.max()) + 1
+        tokens = (h // patch) * (w // patch)
+        return ViT(channels, patch, tokens, self.width, self.heads, self.depth, classes)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:  # (batch, channels, h, w), (batch,)
+        x, y = super().batch(step)
+        return self._images(x), y
+
+    @torch.no_grad()
+    def score(self, model: nn.Module, device: torch.device, *, final: bool) -> Score:
+        many = len(self.data.x_test) if final else len(self.data.x_test) // 8
+        x, y = self.data.x_test[:many], self.data.y_test[:many].to(device)
+        logits = torch.cat([model(self._images(part).to(device)) for part in x.split(500)])
+        return Score(float(functional.cross_entropy(logits, y)), float((logits.argmax(-1) == y).float().mean()))
+
+    @property
+    def _size(self) -> tuple[int, int, int]:
+        h, w, channels = (*self.data.shape, 1)[:3]
+        return h, w, channels
+
+    def _images(self, x: Tensor) -> Tensor:  # (batch, features) -> (batch, channels, h, w)
+        return x.unflatten(1, self._size).movedim(-1, 1)
 
 
 @lru_cache(maxsize=1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from statistics import mean, stdev
@@ -16,7 +16,8 @@ import numpy as np
 from normgeo.constraints import Decay
 from normgeo.lab.corpus import Corpus, standard_library, text_file
 from normgeo.lab.errors import UserError
-from normgeo.lab.problems import Classes, Classify, Problem, Settings, Text, labelled_file
+from normgeo.lab.optima import Bowl, Logistic
+from normgeo.lab.problems import Classes, Classify, Pictures, Problem, Settings, Text, labelled_file
 from normgeo.lab.trials import Entry, Outcome, Trial, Trials
 
 __all__ = ["Comparison", "Parabola", "Sources", "Study", "Transfer", "studies"]
@@ -26,31 +27,65 @@ Row = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the data are; makes a problem from its name and a seed: "gpt width 128 depth 3 steps 500"."""
+    """Where the data are; makes a problem from its name and a seed: "gpt width 128 depth 3 steps 500". Kinds are gpt
+    (text), mlp (classes), vit (images), quadratic and logistic."""
 
     text: Path | None = None
     classes: Path | None = None
+    images: Path | None = None
 
     def of(self, name: str) -> str:
         """Which data the problem is made of, so that runs on other data are not taken for these."""
-        path = self.text if name.startswith("gpt") else self.classes
-        if path is None and not name.startswith("gpt"):
-            raise UserError("--classes: an MLP needs labelled vectors; give an .npz file, or leave the study out")
-        if path is None:
+        kind = name.split()[0]
+        if kind not in KINDS:
+            raise UserError(f"--problems: unknown kind {kind!r}; choose from {', '.join(KINDS)}")
+        if kind in DRAWN:
+            return "drawn"
+        option, path = {"gpt": ("--text", self.text), "vit": ("--images", self.images)}.get(
+            kind, ("--classes", self.classes)
+        )
+        if path is None and option == "--text":
             return f"Python {platform.python_version()}"
+        if path is None:
+            what = "an MLP needs labelled vectors" if option == "--classes" else "a ViT needs labelled images"
+            raise UserError(f"{option}: {what}; give an .npz file, or leave the study out")
         try:
             return f"{path.name}, {path.stat().st_size} bytes"
         except OSError as error:
-            option = "--text" if name.startswith("gpt") else "--classes"
             raise UserError(f"{option}: cannot read {path}: {error.strerror}; give the path of a file") from error
 
     def __call__(self, name: str, seed: int) -> Problem:
         kind, *rest = name.split()
-        sizes = dict(zip(rest[::2], map(int, rest[1::2]), strict=True))
+        try:
+            sizes = dict(zip(rest[::2], map(int, rest[1::2]), strict=True))
+        except ValueError:
+            raise UserError(
+                f"--problems: {name!r} is not a kind and its sizes; write for instance 'mlp width 64'"
+            ) from None
+        if unknown := sorted(set(sizes) - KINDS[kind]):
+            raise UserError(f"--problems: {kind} has no {unknown[0]!r}; choose from {', '.join(sorted(KINDS[kind]))}")
         if kind == "gpt":
             return Text(Settings(**sizes, seed=seed), _corpus(self.text))
-        assert self.classes is not None, "`of` asks for it"
-        return Classify(_classes(self.classes), **sizes, seed=seed)
+        if kind in DRAWN:
+            return DRAWN[kind](**sizes, seed=seed)
+        path = self.images if kind == "vit" else self.classes
+        assert path is not None, "`of` asks for it"
+        if kind == "vit":
+            return Pictures(_classes(path, "--images"), **sizes, seed=seed)
+        return Classify(_classes(path), **sizes, seed=seed)
+
+
+DRAWN: dict[str, Callable[..., Problem]] = {"quadratic": Bowl, "logistic": Logistic}
+KINDS = {
+    kind: {each.name for each in fields(made)} - {"data", "seed", "lr"}
+    for kind, made in {
+        "gpt": Settings,
+        "mlp": Classify,
+        "vit": Pictures,
+        "quadratic": Bowl,
+        "logistic": Logistic,
+    }.items()
+}
 
 
 # Every trial and every row of a table asks for its problem; the data are read once.
@@ -61,9 +96,9 @@ def _corpus(path: Path | None) -> Corpus:
     return standard_library() if path is None else text_file(path)
 
 
-@lru_cache(maxsize=1)
-def _classes(path: Path) -> Classes:
-    return labelled_file(path)
+@lru_cache(maxsize=2)
+def _classes(path: Path, option: str = "--classes") -> Classes:
+    return labelled_file(path, option)
 
 
 class Study(ABC):

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from normgeo.lab.budgets import REFERENCE, Claim, Races
+from normgeo.lab.sweep import Line
 from normgeo.lab.training import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_budgets", "plot_losses", "summary"]
+__all__ = ["plot_budgets", "plot_losses", "plot_sweep", "summary"]
 
 
 def summary(curves: Sequence[Curve]) -> Table:
@@ -64,6 +66,24 @@ def plot_budgets(claims: Sequence[Claim], races: Races, shown: int = 6) -> bytes
         axes.set(xlabel="step", ylabel="loss over the first", xlim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
+    return _png(figure)
+
+
+def plot_sweep(lines: Sequence[Line]) -> bytes:
+    """A PNG: a panel for each problem, grids as curves over the lr in units of each grid's best, the rest as levels."""
+    problems = list(dict.fromkeys(line.problem for line in lines))
+    figure, panels = _figure(len(problems), 4.5, 3.6)
+    for axes, problem in zip(panels, problems, strict=True):
+        for line in (each for each in lines if each.problem == problem):
+            if line.grid:
+                best = min(line.grid, key=lambda point: point[1])[0]
+                points = [(lr / best, loss) for lr, loss in line.grid if math.isfinite(loss)]
+                axes.plot(*zip(*points, strict=True), "o-", markersize=3, label=line.name.split(",")[0])
+            elif math.isfinite(level := sum(line.losses) / len(line.losses)):
+                axes.plot([1 / 4, 4], [level, level], "--", linewidth=1, label=line.name)
+        axes.set(title=problem, xlabel="lr over the best of its grid", ylabel="loss or gap", xscale="log", yscale="log")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=6)
     return _png(figure)
 
 

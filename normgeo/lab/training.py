@@ -65,23 +65,36 @@ class Training:
         """One training step; every so often a point of the curve, and a validation at each tenth of the run."""
         started = time.perf_counter()
         x, y = (each.to(self.device) for each in self.problem.batch(self.step))
-        loss = self.problem.loss(self.model, x, y)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self._losses.append(loss.detach())
+        self._losses.append(self._descend(x, y))
         self.step += 1
         if self.step % max(1, self.problem.steps // 100) == 0 or self.done:
             self._record()
         self.curve.seconds += time.perf_counter() - started
         self.curve.examples_per_second = self.step * y.numel() / self.curve.seconds
         if self.step % max(1, self.problem.steps // 10) == 0 or self.done:
-            score = self.problem.score(self.model, self.device, final=self.done)
+            with self.optimizer.averaged():
+                score = self.problem.score(self.model, self.device, final=self.done)
             self._check(score.loss)
             self.curve.validated.append(self.step)
             self.curve.validation.append(score.loss)
             if score.accuracy is not None:
                 self.curve.accuracy.append(score.accuracy)
+
+    def _descend(self, x: Tensor, y: Tensor) -> Tensor:
+        """A step of the optimizer, and the loss before it."""
+
+        def closure() -> Tensor:
+            self.optimizer.zero_grad()
+            loss = self.problem.loss(self.model, x, y)
+            if "hvp" not in needs:
+                loss.backward()
+            return loss
+
+        if (needs := self.optimizer.needs) & {"loss", "closure", "hvp"}:
+            return self.optimizer.step(closure).detach()
+        loss = closure()
+        self.optimizer.step()
+        return loss.detach()
 
     def _record(self) -> None:
         mean = float(torch.stack(self._losses).mean())

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from normgeo.lab.baselines import dadaptation, prodigy, schedulefree
 from normgeo.lab.contenders import Contender, adamw, muon, operated, ours
 from normgeo.lab.errors import Diverged
 from normgeo.lab.ledger import Ledger
@@ -20,7 +21,15 @@ from normgeo.lab.training import Training
 
 __all__ = ["Entry", "Outcome", "Trial", "Trials"]
 
-MAKERS: dict[str, Callable[..., Contender]] = {"ours": ours, "adamw": adamw, "muon": muon, "budget": operated}
+MAKERS: dict[str, Callable[..., Contender]] = {
+    "ours": ours,
+    "adamw": adamw,
+    "muon": muon,
+    "budget": operated,
+    "prodigy": prodigy,
+    "dadaptation": dadaptation,
+    "schedulefree": schedulefree,
+}
 
 
 @dataclass(frozen=True)

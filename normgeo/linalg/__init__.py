@@ -2,7 +2,7 @@
 
 from normgeo.linalg import coefficients
 from normgeo.linalg.clip import SHARP, clip, leading
-from normgeo.linalg.decompose import eigh, svd, svdvals
+from normgeo.linalg.decompose import eigh, eigvalsh, svd, svdvals
 from normgeo.linalg.newton_schulz import FAST, TIGHT, NewtonSchulz, PolarExpress
 from normgeo.linalg.polar import SVD, Polar
 from normgeo.linalg.power import ascent, steepest_gain
@@ -22,6 +22,7 @@ __all__ = [
     "clip",
     "coefficients",
     "eigh",
+    "eigvalsh",
     "exponent",
     "l2",
     "leading",

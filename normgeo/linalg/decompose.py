@@ -1,9 +1,11 @@
 """Singular values and eigenvalues that pass NaN and Inf on as NaN, where LAPACK would raise."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
-__all__ = ["eigh", "svd", "svdvals"]
+__all__ = ["eigh", "eigvalsh", "svd", "svdvals"]
 
 
 def eigh(x: Tensor) -> tuple[Tensor, Tensor]:  # (*b, n, n) -> (*b, n), (*b, n, n)
@@ -15,12 +17,18 @@ def eigh(x: Tensor) -> tuple[Tensor, Tensor]:  # (*b, n, n) -> (*b, n), (*b, n, 
     >>> eigh(torch.full((2, 2), torch.nan))[0]
     tensor([nan, nan])
     """
-    found = _lapack(x) if x.device.type == "cpu" else None
-    if found is not None:
-        return found
-    x, poison = _apart(x)
-    values, vectors = torch.linalg.eigh(x.double() if x.device.type == "cpu" else x)
-    return values.to(x.dtype) + poison.squeeze(-1), vectors.to(x.dtype) + poison
+    values, vectors = _symmetric(torch.linalg.eigh, x)
+    return values, vectors
+
+
+def eigvalsh(x: Tensor) -> Tensor:  # (*b, n, n) -> (*b, n)
+    """The eigenvalues of `eigh` alone, at less than half its price, and as safe.
+
+    >>> eigvalsh(torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
+    tensor([1., 3.])
+    """
+    (values,) = _symmetric(lambda x: (torch.linalg.eigvalsh(x),), x)
+    return values
 
 
 def svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (*b, m, n) -> (*b, m, k), (*b, k), (*b, k, n)
@@ -50,10 +58,15 @@ def _apart(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(x.isfinite(), x, 0), (x * 0).sum((-2, -1), keepdim=True)
 
 
-def _lapack(x: Tensor) -> tuple[Tensor, Tensor] | None:
-    """None where it fails."""
-    try:
-        values, vectors = torch.linalg.eigh(x)
-    except torch.linalg.LinAlgError:
-        return None
-    return (values, vectors) if bool(vectors.isfinite().all()) else None
+def _symmetric(decompose: Callable[[Tensor], Sequence[Tensor]], x: Tensor) -> Sequence[Tensor]:
+    """What `decompose` gives: values (*b, n), then vectors, if any; asked in float64 where LAPACK fails."""
+    if x.device.type == "cpu":
+        try:
+            found = decompose(x)
+            if bool(found[-1].detach().sum().isfinite()):  # one pass, and nothing is stored
+                return found
+        except torch.linalg.LinAlgError:
+            pass
+    finite, poison = _apart(x)
+    values, *vectors = decompose(finite.double() if x.device.type == "cpu" else finite)
+    return [values.to(x.dtype) + poison.squeeze(-1), *(u.to(x.dtype) + poison for u in vectors)]

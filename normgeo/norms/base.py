@@ -72,6 +72,11 @@ class Norm(ABC):
             f"{type(self).__name__} is not the largest singular value of matrices; use Ball or Sphere on such weights"
         )
 
+    def on_rows(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:  # (*b, *d) -> (*b, *d)
+        """f: (*b, ..., n) -> (*b, ..., n) applied to the rows of w, each what makes one entry of an output: the last axis;
+        of a kernel all that an output channel has in one group."""
+        return f(w)
+
     def init(
         self,
         shape: Sequence[int],

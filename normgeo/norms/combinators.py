@@ -56,6 +56,9 @@ class Scaled(Norm):
     def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
         return self.inner.on_matrices(f, w * self.factor) / self.factor
 
+    def on_rows(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        return self.inner.on_rows(f, w)
+
     def init(
         self,
         shape: Sequence[int],
@@ -99,6 +102,9 @@ class Blocks(Norm):
 
     def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
         return self.inner.on_matrices(f, w)
+
+    def on_rows(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        return self.inner.on_rows(f, w)
 
     def init(
         self,
@@ -216,6 +222,9 @@ class Viewed(Norm):
 
     def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
         return self._stored(self.inner.on_matrices(f, self._seen(w)), w)
+
+    def on_rows(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        return self._stored(self.inner.on_rows(f, self._seen(w)), w)
 
     def _seen(self, x: Tensor) -> Tensor:
         left, right = self.pattern.split("->")

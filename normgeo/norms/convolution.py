@@ -75,6 +75,9 @@ class _Unfolded(Norm):
     def on_matrices(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
         return self._each(lambda m: RMSToRMS(self.polar).on_matrices(f, m), w)
 
+    def on_rows(self, f: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
+        return self._each(f, w)
+
     def init(
         self,
         shape: Sequence[int],

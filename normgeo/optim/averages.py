@@ -17,8 +17,8 @@ __all__ = ["BEMA", "EMA", "ScheduleFree"]
 @dataclass(frozen=True)
 class EMA(Iterate):
     """W ← W - η·D, and to evaluate  w̄_t = Σ β^(t-s) W_s / Σ β^(t-s)  over the weights after each step (and before the
-    first): an exponential average with bias correction. Constraints have been applied to what is averaged; an average of
-    points of a sphere is inside it.
+    first): an exponential average with bias correction. Constraints have been applied to what is averaged, and
+    `Optimizer.averaged` applies them to the average.
 
     >>> ema, W = EMA(0.5), torch.zeros(1)
     >>> state = ema.init(W)
@@ -100,9 +100,9 @@ class BEMA(Iterate):
 class ScheduleFree(Iterate):
     """Gradients at y = (1 - β)·z + β·x;  z ← z - η·D;  x ← (1 - c)·x + c·z,  c = η²/Σ η².  The weights are y, to evaluate
     is x, an average that needs no horizon: use a constant step size (with a warm-up) in place of a schedule. What a
-    constraint takes from y it takes from z too, so y obeys it exactly and x only as an average does; in the published form
-    decay reaches y through z and x alone, (1 - β + βc) of it in the same step. Use a rule with little or no momentum
-    (`rules.Plain()`): β has its place. Source: Defazio et al., arXiv 2405.15682.
+    constraint takes from y it takes from z too, so y obeys it exactly, and x where it is evaluated (`Optimizer.averaged`);
+    in the published form decay reaches y through z and x alone, (1 - β + βc) of it in the same step. Use a rule with
+    little or no momentum (`rules.Plain()`): β has its place. Source: Defazio et al., arXiv 2405.15682.
 
     >>> free, W = ScheduleFree(beta=0.5), torch.zeros(1)
     >>> state = free.init(W)

@@ -96,8 +96,7 @@ def hessian_vector_product(stacks: Sequence[Stack], graph: Grads) -> Callable[[S
             grads = [graph[p] for p in params]
             rows = torch.autograd.grad(grads, params, list(tangents.values()), retain_graph=True, allow_unused=True)
         found = {p: row for p, row in zip(params, rows, strict=True) if row is not None}
-        zeros = {p: torch.zeros_like(p) for stack in stacks for p in stack.params if p not in found}
-        return [stack.from_parameters({**zeros, **found}) for stack in stacks]
+        return [stack.from_parameters(found) for stack in stacks]
 
     return product
 

@@ -36,7 +36,7 @@ class Direction(ABC):
         return {}
 
     def observe(self, G: Tensor, state: State, stats: Stats) -> None:
-        """See the raw gradients, for preconditioners; `stats.hvp` is there on the steps that `needs` asks for."""
+        """See the raw gradients, for preconditioners; `stats` has hvp and validation in the steps that `needs` asks for."""
         return
 
     @abstractmethod

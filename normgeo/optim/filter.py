@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -40,6 +41,8 @@ class Filter(Direction):
     Beside the leaf this keeps `lags` gradients, and as many moments with each="entry": 2·lags + 1 times the leaf,
     against lags + 1 with each="leaf". A gradient is forgotten after so many steps, so rows of tables that are no longer
     seen stop. R holds products of gradients: of gradients beyond 1e19 or below 1e-19 they leave the range of float32.
+    source="cross": R[k] = E[V[n] M[n-k]ᵀ] with the gradients V of validation data, which every step needs anew
+    (`with opt.validation():`); Q then has the most power on the validation loss.
     size="norm": D is brought to norm 1 in the leaf's norm, so that lr keeps its meaning; "budget": D as it is.
 
     >>> import normgeo as ng
@@ -54,6 +57,7 @@ class Filter(Direction):
     memory: float = 0.99
     size: Literal["norm", "budget"] = "norm"
     norm: Norm | None = None
+    source: Literal["train", "cross"] = "train"
 
     def __post_init__(self) -> None:
         dynamic = isinstance(self.budget, Budget) and self.budget.kind == "filter"
@@ -63,9 +67,15 @@ class Filter(Direction):
             raise ValueError(
                 f'Filter: each must be "entry" or "leaf" and size "norm" or "budget", got {self.each!r} and {self.size!r}'
             )
+        if self.source not in ("train", "cross"):
+            raise ValueError(f'Filter: source must be "train" or "cross", got {self.source!r}')
         if self._matrices and self.each is not None:
             raise ValueError(f"Filter: {self.budget!r} is about matrices, so leave each={self.each!r} out")
         self._lags  # noqa: B018  says what is wrong with the rest
+
+    @property
+    def needs(self) -> Mapping[str, int]:  # type: ignore[override]
+        return {} if self.source == "train" else {"validation": 1}
 
     def bind(self, norm: Norm) -> Direction:
         return replace(self, norm=self.norm or norm)
@@ -75,6 +85,9 @@ class Filter(Direction):
         return {**self._lags.init(W), "gradient": torch.zeros_like(W)}
 
     def observe(self, G: Tensor, state: State, stats: Stats) -> None:
+        if self.source == "cross":
+            assert stats.validation is not None, "the optimizer refuses such steps"
+            G = stats.validation
         state["gradient"] = with_axes(G)
 
     def __call__(self, M: Tensor, state: State, W: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,9 +59,11 @@ class Group:
         verdict: Verdict,
         loss: Any,
         graph: Grads | None,
+        validation: Mapping[Parameter, Tensor],
         line: Callable[[Sequence[Stack], Sequence[Tensor]], Line] | None,
     ) -> None:
-        """One step. `options` has the lr; `line` makes the loss along directions, if there is a closure."""
+        """One step. `options` has the lr, `validation` the gradients of `Optimizer.validation`; `line` makes the loss along
+        directions, if there is a closure."""
         stacks = [stack for stack in self.stacks if any(stack.present())]
         if not stacks:
             return
@@ -74,7 +76,8 @@ class Group:
 
         # Lazily: one stack at a time, unless the step size has to see all directions before it decides.
         bent = graph if self.parts.direction is not None and self.due("hvp", self.parts.direction) else None
-        moves: Iterable[Move] = (direct(s, a, stats, bent) for s, a in zip(stacks, living, strict=True))
+        held = validation if any("validation" in part.needs for part in self.parts) else {}
+        moves: Iterable[Move] = (direct(s, a, stats, bent, held) for s, a in zip(stacks, living, strict=True))
         if {"moves", "updates"} & set(step.needs):
             moves = stats.moves = list(moves)
             if graph is not None and self.due("hvp", step):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -21,6 +21,7 @@ from normgeo.optim.group import Group
 from normgeo.optim.guard import Guard, Policy, Verdict
 from normgeo.optim.iterate import Descent, Iterate
 from normgeo.optim.options import KINDS, OPTIONS, check_devices, check_leaves, check_lr, check_parts, decaying
+from normgeo.optim.passage import averaged
 from normgeo.optim.stack import Parts, state_key
 from normgeo.rules import Momentum, Rule
 from normgeo.steps import Constant, StepSize
@@ -65,6 +66,7 @@ class Optimizer(torch.optim.Optimizer):
         self._bound: list[Group] | None = None
         self._signature: tuple[Any, ...] = ()
         self._evaluating = False
+        self._validation: dict[Parameter, Tensor] = {}
         self._guard = Guard(nonfinite)
         self.parts: list[Parts] = []
         """what each parameter group is made to do"""
@@ -129,9 +131,15 @@ class Optimizer(torch.optim.Optimizer):
                 "step() inside `with opt.averaged()`: the model has its averaged weights; leave the block first"
             )
         groups = self._ready()
+        validation, self._validation = self._validation, {}
+        if not validation and any(group.due("validation") for group in groups):
+            raise ValueError(
+                "this step needs validation gradients; before opt.step() write\n"
+                "with opt.validation():\n    validation_loss(model).backward()"
+            )
         params = self._trainable()
         loss, graph = evaluate(closure, self.parts, params, any(group.due("hvp") for group in groups))
-        verdict = self._examine(params, loss)
+        verdict = self._examine(params, loss, validation)
         if not verdict.step:
             return loss
         differentiates = any("hvp" in part.needs for parts in self.parts for part in parts)
@@ -139,22 +147,33 @@ class Optimizer(torch.optim.Optimizer):
             # Once a group has moved, the loss at the start of the next one is another.
             start = loss if number == 0 else None
             line = None if closure is None else partial(Line, closure, params, differentiates, start)
-            group.advance(options, verdict, loss, graph, line)
+            group.advance(options, verdict, loss, graph, validation, line)
         return loss
 
-    def _examine(self, trainable: Sequence[Parameter], loss: Any) -> Verdict:
-        """Look for NaN and Inf, also in a loss that a part asked for."""
+    def _examine(self, trainable: Sequence[Parameter], loss: Any, validation: Mapping[Parameter, Tensor]) -> Verdict:
+        """Look for NaN and Inf, also in a loss that a part asked for and in validation gradients."""
         found = {p: p.grad for p in trainable if p.grad is not None}
-        params, grads = list(found), list(found.values())
         for p, grad in found.items():
             if grad.is_sparse:
-                name = self._leaves[p][0].parameter
-                raise ValueError(f"the gradient of {name} is sparse; norms need dense gradients: use a dense embedding")
+                raise ValueError(
+                    f"the gradient of {self._name(p)} is sparse; norms need dense gradients: use a dense embedding"
+                )
+        held = {p: g for p, g in validation.items() if p in found}
         asked = any("loss" in part.needs for parts in self.parts for part in parts)
-        verdict = self._guard(lambda: [self._leaves[p][0].parameter for p in params], grads, loss if asked else None)
+        verdict = self._guard(
+            lambda: [*map(self._name, found), *(f"{self._name(p)} (validation)" for p in held)],
+            [*found.values(), *held.values()],
+            loss if asked else None,
+        )
         if verdict.finite is not None:
-            verdict.position = {p: i for i, p in enumerate(params)}
+            verdict.position = {p: i for i, p in enumerate(found)}
+            own, theirs = verdict.finite.split([len(found), len(held)])
+            at = torch.tensor([verdict.position[p] for p in held], dtype=torch.long, device=own.device)
+            verdict.finite = own & torch.ones_like(own).index_put((at,), theirs)
         return verdict
+
+    def _name(self, parameter: Parameter) -> str:
+        return self._leaves[parameter][0].parameter
 
     def _trainable(self) -> list[Parameter]:
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
@@ -177,6 +196,35 @@ class Optimizer(torch.optim.Optimizer):
                 stack.set_radii(total)
             self._signature = signature
         return self._bound
+
+    @contextmanager
+    def validation(self) -> Iterator[None]:
+        """Inside, backward() makes validation gradients: the next step hands them to parts that ask for them, such as
+        `Operate(budget, source="cross")`. Gradients to train on are what they were, before and after.
+
+        >>> import torch, normgeo as ng
+        >>> model, x = ng.nn.MLP(8, 16, 4), torch.randn(2, 8)
+        >>> opt = ng.optimizer(model, direction=ng.optim.Operate(ng.budgets.Frobenius(), source="cross"))
+        >>> with opt.validation():
+        ...     model(torch.randn(2, 8)).square().sum().backward()
+        >>> model(x).square().sum().backward()
+        >>> opt.step()
+        """
+        if not any("validation" in part.needs for parts in self.parts for part in parts):
+            raise RuntimeError(
+                "no part of this optimizer looks at validation gradients; write "
+                'direction=ng.optim.Operate(budget, source="cross")'
+            )
+        params = self._trainable()
+        kept = [p.grad for p in params]
+        for p in params:
+            p.grad = None
+        try:
+            yield
+            self._validation = {p: p.grad for p in params if p.grad is not None}
+        finally:
+            for p, grad in zip(params, kept, strict=True):
+                p.grad = grad
 
     # ---- checkpoints
 
@@ -204,7 +252,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._bound, self._signature, self._evaluating = None, (), False
+        self._bound, self._signature, self._evaluating, self._validation = None, (), False, {}
 
     # ---- looking
 
@@ -232,7 +280,8 @@ class Optimizer(torch.optim.Optimizer):
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the model has the weights that the iterate wants evaluated; outside, those it trains with, to the bit.
-        `step()` inside is refused, and so is saving: leave the block first.
+        An average is brought to what its constraint holds: one of points of a sphere is inside it, and that of
+        `ScheduleFree` is of points beyond. `step()` inside is refused, and so is saving: leave the block first.
 
         >>> import normgeo as ng
         >>> model = ng.nn.MLP(8, 16, 4)
@@ -246,7 +295,7 @@ class Optimizer(torch.optim.Optimizer):
             stacks = [stack for group in self._ready() for stack in group.stacks]
             training = [stack.weights() for stack in stacks]
             for stack, W in zip(stacks, training, strict=True):
-                stack.write(stack.iterate.average(W, stack.state["iterate"]), [True] * len(stack))
+                stack.write(averaged(stack, W), [True] * len(stack))
         self._evaluating = True
         try:
             yield

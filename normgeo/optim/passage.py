@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,13 +11,13 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from normgeo.constraints import Rate
-from normgeo.optim.closure import hessian_vector_product
+from normgeo.optim.closure import Grads, hessian_vector_product
 from normgeo.optim.guard import Verdict
 from normgeo.optim.stack import Stack, like
 from normgeo.steps import Stats
 from normgeo.steps.base import Move
 
-__all__ = ["alive", "direct", "rate", "write"]
+__all__ = ["alive", "averaged", "direct", "rate", "write"]
 
 
 def alive(stack: Stack, verdict: Verdict) -> Tensor | None:  # -> (n,) bool, None for all
@@ -27,17 +29,23 @@ def alive(stack: Stack, verdict: Verdict) -> Tensor | None:  # -> (n,) bool, Non
     return has if good is None else has & good.to(stack.device)
 
 
-def direct(stack: Stack, living: Tensor | None, stats: Stats, graph: dict[Parameter, Tensor] | None) -> Move:
+def direct(
+    stack: Stack, living: Tensor | None, stats: Stats, graph: Grads | None, validation: Mapping[Parameter, Tensor]
+) -> Move:
     """From gradients to the unit direction."""
-    G, W, state = stack.grads(), stack.weights(), stack.state
-    if living is not None:
-        G = torch.where(living.to(G.device).reshape(stack.radius.shape), G, 0)
+
+    def of_the_living(G: Tensor) -> Tensor:
+        return G if living is None else torch.where(living.to(G.device).reshape(stack.radius.shape), G, 0)
+
+    G, W, state = of_the_living(stack.grads()), stack.weights(), stack.state
     G = stack.constraint.tangent(W, G, state["constraint"])
     M = stack.rule.update(G, state["rule"])
     seen = stats
     if graph is not None:
         product = hessian_vector_product([stack], graph)
-        seen = Stats(stats.count, stats.loss, hvp=lambda V: product([V])[0])
+        seen = replace(seen, hvp=lambda V: product([V])[0])
+    if validation:
+        seen = replace(seen, validation=of_the_living(stack.from_parameters(validation)))
     stack.direction.observe(G, state["direction"], seen)
     D = stack.constraint.direct(M, W, state["constraint"])
     if D is None:
@@ -71,6 +79,17 @@ def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_upda
     stack.count_moves(new, old)
     if keep_update:
         move.update, move.eta = new - old, rate.eta
+
+
+def averaged(stack: Stack, W: Tensor) -> Tensor:
+    """The weights to evaluate with: the iterate's average, constrained as after a step of size 0, which moves a weight
+    only to where it has to be. What is not averaged, or is where it was, stays."""
+    mean, state = stack.iterate.average(W, stack.state["iterate"]), stack.state["constraint"]
+    zero = torch.zeros((), dtype=W.dtype, device=W.device)
+    kept = {name: x.clone() for name, x in state.items()}
+    inside = stack.constraint.retract(mean, mean, Rate(zero, zero, stack.radius), kept)
+    same = (mean == W).reshape(len(stack), -1).all(1)
+    return torch.where(like(same, W), mean, inside)
 
 
 def rate(group: dict[str, Any], factor: Tensor, move: Move) -> Rate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,8 +93,8 @@ class Stack:
             leaf.write(out.setdefault(p, torch.zeros_like(p)), v)
         return out
 
-    def from_parameters(self, tensors: dict[Parameter, Tensor]) -> Tensor:  # (n, *shape)
-        return self._read(tensors.__getitem__)
+    def from_parameters(self, tensors: Mapping[Parameter, Tensor]) -> Tensor:  # (n, *shape), 0 where there is none
+        return self._read(lambda p: tensors[p] if p in tensors else torch.zeros_like(p))
 
     def set_radii(self, total_mass: float) -> None:
         """r = (mass/M)·reach, with the numbers that are saved with the parameters."""

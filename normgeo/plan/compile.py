@@ -15,9 +15,10 @@ from normgeo.geometry.splits import Split
 from normgeo.norms import Norm
 from normgeo.optim import Direction, Filter, Operate, Optimizer
 from normgeo.plan.declared import declared, declares, inputs_of
+from normgeo.plan.overrides import Overrides
 from normgeo.plan.patterns import overrides
 from normgeo.plan.plan import Plan
-from normgeo.plan.recorded import recorded
+from normgeo.plan.recorded import Example, recorded
 
 __all__ = ["compile", "optimizer"]
 
@@ -72,12 +73,12 @@ def compile(
     if isinstance(example_inputs, Tensor):
         raise TypeError("example_inputs is a tuple of the model's arguments; write example_inputs=(x,)")
     inner = unwrapped(model)
-    options: dict[str, Any] = {"masses": masses, "norms": norms, "radii": radii, "strict": strict}
-    recording = {"kwargs": example_kwargs, "output": output, "roles": roles, "splits": splits}
-    if all(option is None for option in recording.values()) and declares(inner, example_inputs):
-        plan = declared(model, inputs=inputs_of(inner, example_inputs), **options)
+    given = Overrides(masses, norms, radii, roles, splits, strict)
+    needs_recording = any(option is not None for option in (example_kwargs, output, roles, splits))
+    if not needs_recording and declares(inner, example_inputs):
+        plan = declared(model, inputs_of(inner, example_inputs), given)
     else:
-        plan = recorded(model, {"args": example_inputs or (), **recording}, **options)
+        plan = recorded(model, Example(example_inputs or (), example_kwargs, output), given)
     if sensitivity == "measured":
         plan = plan.refresh(model, example_inputs or (), example_kwargs, output=output)
     return _with_budgets(plan, budgets) if budgets else plan

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from normgeo.geometry import Factor, GeometryError, Graph, Input, Leaf, Node, bound, trace, unwrapped
 from normgeo.geometry.measure import undisturbed
 from normgeo.norms import Norm
-from normgeo.plan.leaves import Named, by_name, leaf_of, some_parameters, ways, with_masses, with_radii
-from normgeo.plan.names import some
-from normgeo.plan.patterns import overrides
+from normgeo.plan.leaves import Named, by_name, leaf_of, some_parameters, ways
+from normgeo.plan.overrides import Overrides
 from normgeo.plan.plan import Plan
 
 __all__ = ["declared", "declares", "inputs_of"]
@@ -34,30 +33,19 @@ def declares(model: nn.Module, example_inputs: Sequence[Any] | None) -> bool:
     return True
 
 
-def declared(
-    model: nn.Module,
-    *,
-    inputs: list[Input],
-    masses: Mapping[str, float] | None,
-    norms: Mapping[str, Norm] | None,
-    radii: Mapping[str, float] | None,
-    strict: bool,
-) -> Plan:
+def declared(model: nn.Module, inputs: Sequence[Input], given: Overrides) -> Plan:
     inner = unwrapped(model)
     parameters = some_parameters(inner)
     sizes = [bound(x.size) for x in inputs]
     graph, output = drawn(inner, sizes)
     named = by_name(graph.uses, parameters)
-    leaves = with_radii(with_masses(leaves_of(graph, output, parameters, named, norms), masses), radii)
-    if strict and (unknown := [leaf.name for leaf in leaves if leaf.known == "assumed"]):
-        raise GeometryError(
-            f"{some(unknown)}: the sensitivity is assumed; register the modules behind it or drop strict=True"
-        )
-    again = functools.partial(declared, inputs=inputs, masses=masses, norms=norms, radii=radii, strict=strict)
+    leaves = given.applied(leaves_of(graph, output, parameters, named, given.norms_of(named)))
+    given.check(leaves, "the sensitivity is assumed; register the modules behind it")
+    again = functools.partial(declared, inputs=inputs, given=given)
     identity = {name: weakref.ref(p) for name, p in parameters.items()}
     steps = ways(graph, output, named)
     again_drawn, axis = functools.partial(drawn, sizes=sizes), output.layout.axis or -1
-    return Plan(tuple(leaves), identity, again, inputs=tuple(inputs), axis=axis, ways=steps, graph=again_drawn)
+    return Plan(leaves, identity, again, inputs=tuple(inputs), axis=axis, ways=steps, graph=again_drawn)
 
 
 def inputs_of(model: nn.Module, example_inputs: Sequence[Any] | None) -> list[Input]:
@@ -88,7 +76,7 @@ def drawn(model: nn.Module, sizes: list[Factor]) -> tuple[Graph, Node]:
 
 
 def leaves_of(
-    graph: Graph, output: Node, parameters: Iterable[str], named: Named, norms: Mapping[str, Norm] | None
+    graph: Graph, output: Node, parameters: Iterable[str], named: Named, norms: Mapping[str, Norm]
 ) -> list[Leaf]:
     """One leaf per parameter, or per block of one, in the order of the parameters; its uses add."""
     mu = graph.sensitivities(output)
@@ -99,8 +87,7 @@ def leaves_of(
                 f"parameter {name} has no geometry: no registered module uses it. If it belongs to a module of yours, "
                 f"call graph.use(module.{name.rsplit('.', 1)[-1]}, node, role=..., norm=...) in its registered function"
             )
-    given = overrides("norms", norms, list(named))
     return [
-        leaf_of(leaf, name, parameter, each, [mu[use.node] for use in each], given.get(leaf))
+        leaf_of(leaf, name, parameter, each, [mu[use.node] for use in each], norms.get(leaf))
         for leaf, (name, parameter, each) in named.items()
     ]

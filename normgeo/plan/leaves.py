@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -14,9 +12,8 @@ from normgeo.geometry import Factor, GeometryError, Graph, Leaf, Node, Use
 from normgeo.geometry.ways import Ways
 from normgeo.norms import Norm
 from normgeo.plan.names import named_parameters
-from normgeo.plan.patterns import overrides
 
-__all__ = ["Named", "by_name", "leaf_of", "some_parameters", "ways", "with_masses", "with_radii"]
+__all__ = ["Named", "by_name", "leaf_of", "some_parameters", "ways"]
 
 Named = dict[str, tuple[str, Parameter, list[Use]]]
 """leaf name -> parameter name, parameter, uses"""
@@ -78,33 +75,6 @@ def leaf_of(
         view=first.view,
         trainable=parameter.requires_grad,
     )
-
-
-def with_masses(leaves: Sequence[Leaf], masses: Mapping[str, float] | None) -> list[Leaf]:
-    given = overrides("masses", masses, [leaf.name for leaf in leaves])
-    for name, m in given.items():
-        if not (math.isfinite(m) and m >= 0):
-            raise ValueError(f"masses: the mass of {name} must be a finite number ≥ 0, got {m}")
-    return [dataclasses.replace(leaf, mass=given.get(leaf.name, leaf.mass)) for leaf in leaves]
-
-
-def with_radii(leaves: Sequence[Leaf], radii: Mapping[str, float] | None) -> list[Leaf]:
-    """r = (m/M)/(x·μ); a radius that is given is kept by the μ that would have led to it."""
-    total = sum(leaf.mass for leaf in leaves if leaf.trainable)
-    given = overrides("radii", radii, [leaf.name for leaf in leaves])
-    out = []
-    for leaf in leaves:
-        share = leaf.mass / total if total else 0.0
-        if leaf.name in given:
-            radius = given[leaf.name]
-            if not (math.isfinite(radius) and radius > 0 and share > 0):
-                raise ValueError(
-                    f"radii: {leaf.name} needs a finite radius > 0 and a mass > 0; for no movement use masses"
-                )
-            mu = share / (radius * leaf.input_norm)
-            leaf = dataclasses.replace(leaf, sensitivity=mu, source="radius given", known="typical")
-        out.append(dataclasses.replace(leaf, radius=share * leaf.reach))
-    return out
 
 
 def ways(graph: Graph, output: Node, named: Named) -> dict[str, tuple[str, ...]]:

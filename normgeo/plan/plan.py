@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import inspect
-import json
 import math
 import os
 import weakref
@@ -18,28 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from normgeo.geometry import Factor, Graph, Input, Leaf, Node, Sharpness, measure, sharpness, unwrapped
-from normgeo.geometry.factor import Known
-from normgeo.linalg import FAST, SVD, TIGHT, Polar
-from normgeo.norms import with_polar
-from normgeo.optim import Direction, Filter, Optimizer
-from normgeo.optim.options import ELSEWHERE
-from normgeo.plan.names import aliases, named_parameters, some
+from normgeo.geometry import Graph, Input, Leaf, Node, Sharpness
+from normgeo.linalg import Polar
+from normgeo.optim import Direction, Optimizer
+from normgeo.plan.groups import Precision, Target, groups_of, optimizer_of
+from normgeo.plan.names import find, some
 from normgeo.plan.paper import page, why
-from normgeo.plan.patterns import overrides
-from normgeo.plan.serialise import from_plain, leaf_from_plain, leaf_to_plain, to_plain
+from normgeo.plan.promise import judge, sharpness_of
+from normgeo.plan.refresh import refreshed
+from normgeo.plan.serialise import fields_from_json, plan_to_json
 from normgeo.plan.verdict import Verdict
-from normgeo.rules import Plain
 
 __all__ = ["Plan"]
-
-Precision = Literal["tight", "fast", "exact"]
-PRECISIONS: dict[str, Polar] = {
-    "tight": TIGHT,
-    "fast": FAST,
-    "exact": SVD(),
-}
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -116,31 +103,16 @@ class Plan:
 
     @overload
     def optimizer(
-        self,
-        model: nn.Module | Sequence[dict[str, Any]],
-        *,
-        precision: Precision | Polar = ...,
-        dry_run: Literal[False] = False,
-        **options: Any,
+        self, model: Target, *, precision: Precision | Polar = ..., dry_run: Literal[False] = False, **options: Any
     ) -> Optimizer: ...
 
     @overload
     def optimizer(
-        self,
-        model: nn.Module | Sequence[dict[str, Any]],
-        *,
-        precision: Precision | Polar = ...,
-        dry_run: Literal[True],
-        **options: Any,
+        self, model: Target, *, precision: Precision | Polar = ..., dry_run: Literal[True], **options: Any
     ) -> list[tuple[str, str]]: ...
 
     def optimizer(
-        self,
-        model: nn.Module | Sequence[dict[str, Any]],
-        *,
-        precision: Precision | Polar = "tight",
-        dry_run: bool = False,
-        **options: Any,
+        self, model: Target, *, precision: Precision | Polar = "tight", dry_run: bool = False, **options: Any
     ) -> Optimizer | list[tuple[str, str]]:
         """The optimizer of the model, or of parameter groups made with `groups`. Options are those of `Optimizer`.
 
@@ -151,36 +123,7 @@ class Plan:
         becomes a parameter group.
         dry_run=True returns, in place of the optimizer, the leaves that it would not move and why.
         """
-        polar = PRECISIONS.get(precision) if isinstance(precision, str) else precision
-        if not isinstance(polar, Polar):
-            raise ValueError(
-                f"precision must be one of {sorted(PRECISIONS)} or a normgeo.linalg.Polar, got {precision!r}"
-            )
-        if unknown := sorted(set(options) - set(inspect.signature(Optimizer).parameters)):
-            if unknown[0] in ELSEWHERE:
-                raise TypeError(f"{unknown[0]} is no option here: {ELSEWHERE[unknown[0]]}")
-            known = [name for name in inspect.signature(Optimizer).parameters if name != "params"]
-            raise TypeError(
-                f"unknown option {unknown[0]!r}; options are {', '.join(known)}, and plan.groups takes them by pattern"
-            )
-        by_pattern = options.get("constraint")
-        if isinstance(by_pattern, Mapping):
-            if not isinstance(model, nn.Module):
-                raise TypeError(
-                    'constraints by pattern go with the model; in groups write {"head": dict(constraint=...)}'
-                )
-            options["constraint"] = by_pattern.get("*")
-            own = {pattern: {"constraint": one} for pattern, one in by_pattern.items() if pattern != "*"}
-            groups = self.groups(own, model=model)
-        else:
-            groups = self.groups(model=model) if isinstance(model, nn.Module) else list(model)
-        if not all(isinstance(group, dict) and "leaves" in group for group in groups):
-            raise TypeError("plan.optimizer takes the model, plan.optimizer(model), or groups made by plan.groups(...)")
-        groups = [dict(group) for group in groups]
-        for group in groups:
-            precise = [[dataclasses.replace(f, norm=with_polar(f.norm, polar)) for f in its] for its in group["leaves"]]
-            group["leaves"] = precise
-        opt = Optimizer(groups, **options)
+        opt = optimizer_of(self, model, precision, options)
         return opt.still() if dry_run else opt
 
     def groups(
@@ -198,46 +141,11 @@ class Plan:
         >>> [(len(group["params"]), group.get("lr")) for group in groups]
         [(2, None), (1, 0.05)]
         """
-        found = self.find(model)
-        wanted = list(found) if only is None else list(overrides("only", dict.fromkeys(only, True), list(found)))
-        own = overrides("groups", options, wanted)
-        groups: dict[tuple[int, int], dict[str, Any]] = {}
-        for name in wanted:
-            one: dict[str, Any] = dict(own.get(name, {}))
-            if name in self.directions:
-                one.setdefault("direction", self.directions[name])
-                if isinstance(self.directions[name], Filter):  # a memory of its own
-                    one.setdefault("rule", Plain())
-            key = (id(own[name]) if name in own else 0, id(self.directions.get(name)))
-            group = groups.setdefault(key, {"params": [], "leaves": [], **one})
-            group["params"].append(found[name])
-            group["leaves"].append([leaf for leaf in self.leaves if leaf.parameter == name])
-        return sorted(groups.values(), key=lambda group: len(group) > 2)
+        return groups_of(self, options, model, only)
 
     def find(self, model: nn.Module | None = None) -> dict[str, Parameter]:
         """name -> parameter of the model, by name or, where names have changed, by identity."""
-        remembered = {name: p for name, ref in self.identity.items() if (p := ref()) is not None}
-        shapes = {leaf.parameter: leaf for leaf in self.leaves}
-        if model is None:
-            if len(remembered) < len(shapes):
-                raise ValueError(
-                    "this plan does not hold a model (it was loaded, or its model is gone); pass model=model"
-                )
-            return remembered
-        by_name, inside = aliases(model), {id(p) for p in model.parameters()}
-        found: dict[str, Parameter] = {}
-        for name in shapes:
-            parameter = by_name.get(name)
-            if parameter is None and name in remembered and id(remembered[name]) in inside:
-                parameter = remembered[name]
-            if parameter is None:
-                raise ValueError(f"the model has no parameter {name}; compile the plan again for this model")
-            found[name] = parameter
-        known = {id(p) for p in found.values()}
-        others = {name: p for name, p in named_parameters(model).items() if id(p) not in known}
-        if unknown := [name for name, p in others.items() if p.requires_grad or name not in self.unused]:
-            raise ValueError(f"the plan does not know {some(unknown)}; write plan = plan.extend(model)")
-        return found
+        return find(dict.fromkeys(leaf.parameter for leaf in self.leaves), self.identity, self.unused, model)
 
     def extend(self, model: nn.Module) -> Plan:
         """A plan for a model that has grown, compiled anew with the same options. Masses go with the modules.
@@ -253,7 +161,7 @@ class Plan:
         return self.rebuild(model)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (self.leaves, self.directions, self.inputs, self.axis)
+        return functools.partial(Plan, directions=self.directions, inputs=self.inputs, axis=self.axis), (self.leaves,)
 
     def refresh(
         self,
@@ -276,32 +184,8 @@ class Plan:
         >>> [leaf.source for leaf in ng.compile(model).refresh(model, (torch.ones(1, 4),)).leaves]
         ['measured', 'measured', 'measured']
         """
-        if isinstance(batch, Tensor):
-            raise TypeError("batch is a tuple or a dict of the model's arguments; write plan.refresh(model, (x,))")
-        args, named = ((), batch) if isinstance(batch, Mapping) else (tuple(batch), kwargs or {})
-        found = measure(
-            unwrapped(model),
-            self.leaves,
-            self.find(model),
-            args,
-            named,
-            output=output,
-            axis=self.axis,
-            draws=draws,
-            backwards=backwards,
-            seed=seed,
-        )
-        again = self.rebuild and functools.partial(
-            _refreshed,
-            self.rebuild,
-            batch=batch,
-            kwargs=kwargs,
-            output=output,
-            draws=draws,
-            backwards=backwards,
-            seed=seed,
-        )
-        return dataclasses.replace(self, leaves=found.apply(self.leaves), rebuild=again)
+        options = {"output": output, "draws": draws, "backwards": backwards, "seed": seed}
+        return refreshed(self, model, batch, kwargs, options)
 
     def holds(self, model: nn.Module, batch: Sequence[Any] | None = None) -> Verdict:
         """Whether the promise ‖f(w + Δ) - f(w)‖ ≤ ‖Δ‖ applies at the model's present weights and, if given, to these
@@ -312,22 +196,7 @@ class Plan:
         >>> bool(ng.compile(model).holds(model)), bool(ng.compile(0.5 * ng.nn.Stream(model, 0.5)).holds(model))
         (True, False)
         """
-        found = self.find(model)
-        moving = [leaf for leaf in self.leaves if found[leaf.parameter].requires_grad]
-        reasons = [f"{leaf.name}: x·μ is {_how(leaf)}" for leaf in moving if leaf.known != "bound"]
-        sizes = self.sizes(model)
-        reasons += [f"{n}: its norm is {s:.4g}, outside the unit ball" for n, s in sizes.items() if not s <= 1 + 1e-5]
-        return Verdict((*reasons, *self._larger(batch or ())))
-
-    def _larger(self, batch: Sequence[Any]) -> list[str]:
-        if batch and len(batch) != len(self.inputs):
-            return [f"{len(batch)} inputs, but the plan is for {len(self.inputs)}"]
-        sizes = [(i, x.measure(given), x.size) for i, (x, given) in enumerate(zip(self.inputs, batch, strict=False))]
-        return [
-            f"input {i}: its size is {s:.4g}, and the plan is for {most:.4g}"
-            for i, s, most in sizes
-            if not s <= most * (1 + 1e-5)
-        ]
+        return judge(self, model, batch or ())
 
     def sharpness(self, model: nn.Module) -> Sharpness:
         """α, β, γ: how far the promise, which is for small steps, can be off for a step of size ‖Δ‖,
@@ -343,22 +212,7 @@ class Plan:
         α 0.5, β 1, γ 0 (bounds)
           linear  100 %  of α
         """
-        if self.graph is None:
-            raise ValueError(
-                "second derivatives are declared by modules, and this plan was recorded from a forward pass, loaded or "
-                "copied; write normgeo.compile(model).sharpness(model), with modules of normgeo.nn or registered ones"
-            )
-        names = {id(parameter): name for name, parameter in self.find(model).items()}
-        leaves = {leaf.name: leaf for leaf in self.leaves}
-        graph, output = self.graph(unwrapped(model))
-        radii = []
-        for use in graph.uses:
-            name = names[id(use.parameter)]
-            leaf = leaves[f"{name}[{use.block}]" if use.block else name]
-            # What a module declares holds for the norm that it declares it in.
-            known: Known = "bound" if leaf.norm == use.norm else "typical"
-            radii.append(Factor(leaf.radius if leaf.trainable else 0.0, known))
-        return sharpness(graph, output, radii)
+        return sharpness_of(self, model)
 
     def sizes(self, model: nn.Module | None = None) -> dict[str, float]:
         """leaf name -> norm of the weight as it is now.
@@ -392,28 +246,12 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON; `from_json` gives it back."""
-        data = {
-            "normgeo plan": FORMAT,
-            "leaves": [leaf_to_plain(leaf) for leaf in self.leaves],
-            "inputs": [dataclasses.asdict(x) for x in self.inputs],
-            "axis": self.axis,
-            "directions": {name: to_plain(direction) for name, direction in self.directions.items()},
-        }
-        return json.dumps(data, indent=1)
+        return plan_to_json(self)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """The plan that `to_json` wrote."""
-        try:
-            data = json.loads(text)
-            if data["normgeo plan"] != FORMAT:
-                raise ValueError(f"it has format {data['normgeo plan']}, this version reads {FORMAT}")
-            directions = {name: from_plain(value) for name, value in data.get("directions", {}).items()}
-            inputs = tuple(Input(**x) for x in data.get("inputs", ()))
-            leaves = tuple(leaf_from_plain(leaf) for leaf in data["leaves"])
-            return _restored(leaves, directions, inputs, data.get("axis", -1))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"this is not a plan that this version of normgeo can read: {error}") from error
+        return cls(**fields_from_json(text))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to a JSON file, whole or not at all."""
@@ -434,17 +272,3 @@ class Plan:
         True
         """
         return cls.from_json(Path(path).read_text(encoding="utf-8"))
-
-
-def _how(leaf: Leaf) -> str:
-    return "measured, a lower estimate" if leaf.source.startswith("measured") else leaf.known
-
-
-def _refreshed(rebuild: Callable[[nn.Module], Plan], model: nn.Module, **options: Any) -> Plan:
-    return rebuild(model).refresh(model, **options)
-
-
-def _restored(
-    leaves: tuple[Leaf, ...], directions: Mapping[str, Direction], inputs: tuple[Input, ...], axis: int
-) -> Plan:
-    return Plan(leaves, directions=directions, inputs=inputs, axis=axis)

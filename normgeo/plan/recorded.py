@@ -18,29 +18,31 @@ from normgeo.geometry.reading import Reader
 from normgeo.geometry.record import record
 from normgeo.geometry.roles import ROLES, place, shaped
 from normgeo.geometry.shares import Share, reaching, shares
-from normgeo.geometry.splits import Split, blocks
+from normgeo.geometry.splits import blocks
 from normgeo.norms import Norm
-from normgeo.plan.leaves import by_name, leaf_of, some_parameters, ways, with_masses, with_radii
+from normgeo.plan.leaves import by_name, leaf_of, some_parameters, ways
 from normgeo.plan.names import some
+from normgeo.plan.overrides import Overrides
 from normgeo.plan.patterns import overrides
 from normgeo.plan.plan import Plan
 
-__all__ = ["recorded"]
+__all__ = ["Example", "recorded"]
 
 
-def recorded(
-    model: nn.Module,
-    recording: Mapping[str, Any],
-    *,
-    masses: Mapping[str, float] | None,
-    norms: Mapping[str, Norm] | None,
-    radii: Mapping[str, float] | None,
-    strict: bool,
-) -> Plan:
+@dataclass(frozen=True)
+class Example:
+    """What a model is called with, and which of the tensors that it gives counts."""
+
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] | None = None
+    output: str | int | Callable[[Any], Any] | None = None
+
+
+def recorded(model: nn.Module, example: Example, given: Overrides) -> Plan:
     inner = unwrapped(model)
     parameters = some_parameters(inner)
-    found = _run(inner, parameters, **recording)
-    if strict and found.assumed:
+    found = _run(inner, parameters, example, given)
+    if given.strict and found.assumed:
         each = ", ".join(f"{name} ({times} times)" for name, times in found.assumed.items())
         raise GeometryError(
             f"no rule says what {each} does to sizes, so it is assumed; write "
@@ -48,16 +50,14 @@ def recorded(
         )
     named = by_name(found.graph.uses, parameters)
     by_role = shares(found.graph, found.output, {leaf: each for leaf, (_, _, each) in named.items()})
-    given = overrides("norms", norms, list(named))
-    leaves = [_shared(leaf, *named[leaf], by_role[leaf], given.get(leaf)) for leaf in named]
-    if strict and (unknown := [leaf.name for leaf in leaves if leaf.known == "assumed"]):
-        raise GeometryError(f"{some(unknown)}: what they are is assumed; say it with roles={{...}} or drop strict=True")
-    leaves = with_radii(with_masses(leaves, masses), radii)
-    again = functools.partial(recorded, recording=recording, masses=masses, norms=norms, radii=radii, strict=strict)
+    norms = given.norms_of(named)
+    leaves = [_shared(leaf, *named[leaf], by_role[leaf], norms.get(leaf)) for leaf in named]
+    given.check(leaves, "what they are is assumed; say it with roles={...}")
+    again = functools.partial(recorded, example=example, given=given)
     identity = {name: weakref.ref(p) for name, p in parameters.items()}
     axis = found.output.layout.axis or -1
     steps = ways(found.graph, found.output, named)
-    return Plan(tuple(leaves), identity, again, found.assumed, found.unused, axis=axis, ways=steps)
+    return Plan(given.applied(leaves), identity, again, found.assumed, found.unused, axis=axis, ways=steps)
 
 
 def _shared(leaf: str, name: str, parameter: Parameter, uses: Sequence[Use], share: Share, given: Norm | None) -> Leaf:
@@ -79,31 +79,23 @@ class Found:
     assumed: dict[str, int]
 
 
-def _run(
-    model: nn.Module,
-    parameters: Mapping[str, Parameter],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any] | None = None,
-    output: str | int | Callable[[Any], Any] | None = None,
-    roles: Mapping[str, str] | None = None,
-    splits: Mapping[str, Split] | None = None,
-) -> Found:
+def _run(model: nn.Module, parameters: Mapping[str, Parameter], example: Example, given: Overrides) -> Found:
     """Record one forward, find every weight's role, and check that none is missing."""
-    given = overrides("roles", roles, list(parameters))
-    if wrong := [role for role in given.values() if role not in ROLES]:
+    roles = overrides("roles", given.roles, list(parameters))
+    if wrong := [role for role in roles.values() if role not in ROLES]:
         raise ValueError(f"roles: there is no role {wrong[0]!r}; there are {', '.join(ROLES)}")
-    split = overrides("splits", splits, list(parameters))
-    reader = Reader(record(model, args, kwargs, output))
+    splits = overrides("splits", given.splits, list(parameters))
+    reader = Reader(record(model, example.args, example.kwargs, example.output))
     end = reader.read()
-    cut = {name: blocks(pattern, name, parameters[name].shape) for name, pattern in split.items()}
-    place(reader, {id(p): name for name, p in parameters.items()}, given, cut)
+    cut = {name: blocks(pattern, name, parameters[name].shape) for name, pattern in splits.items()}
+    place(reader, {id(p): name for name, p in parameters.items()}, roles, cut)
     known = reaching(reader.graph, end)
     graph = reader.graph
     graph.uses = [use for use in graph.uses if use.node in known]
     used = {id(use.parameter) for use in graph.uses}
     missing = [name for name, p in parameters.items() if id(p) not in used]
     for name in list(missing):
-        if _as_told(graph, end, given.get(name), parameters[name]) or _like_sibling(graph, name, parameters):
+        if _as_told(graph, end, roles.get(name), parameters[name]) or _like_sibling(graph, name, parameters):
             missing.remove(name)
     if lost := [name for name in missing if parameters[name].requires_grad]:
         raise GeometryError(_lost(reader, lost, parameters))

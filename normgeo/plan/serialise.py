@@ -3,20 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from normgeo.budgets import Budget, DataMetric, DynamicDataMetric, Moment, Restricted
-from normgeo.geometry import Leaf, View
+from normgeo.geometry import Input, Leaf, View
 from normgeo.linalg import Polar
 from normgeo.norms import Norm
 from normgeo.optim import Direction
 
-__all__ = ["from_plain", "leaf_from_plain", "leaf_to_plain", "to_plain"]
+if TYPE_CHECKING:
+    from normgeo.plan.plan import Plan
+
+__all__ = ["fields_from_json", "plan_to_json"]
+
+FORMAT = 1
 
 KINDS = (Norm, Polar, View, Budget, DataMetric, DynamicDataMetric, Restricted, Moment, Direction)
+
+
+def plan_to_json(plan: Plan) -> str:
+    data = {
+        "normgeo plan": FORMAT,
+        "leaves": [leaf_to_plain(leaf) for leaf in plan.leaves],
+        "inputs": [dataclasses.asdict(x) for x in plan.inputs],
+        "axis": plan.axis,
+        "directions": {name: to_plain(direction) for name, direction in plan.directions.items()},
+    }
+    return json.dumps(data, indent=1)
+
+
+def fields_from_json(text: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+        if data["normgeo plan"] != FORMAT:
+            raise ValueError(f"it has format {data['normgeo plan']}, this version reads {FORMAT}")
+        return {
+            "leaves": tuple(leaf_from_plain(leaf) for leaf in data["leaves"]),
+            "inputs": tuple(Input(**x) for x in data.get("inputs", ())),
+            "axis": data.get("axis", -1),
+            "directions": {name: from_plain(value) for name, value in data.get("directions", {}).items()},
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"this is not a plan that this version of normgeo can read: {error}") from error
 
 
 def leaf_to_plain(leaf: Leaf) -> dict[str, Any]:

@@ -70,6 +70,9 @@ class Stats:
     """all stacks of the group, for needs = {"moves": 1}"""
     hvp: Callable[[Tensor], Tensor] | None = None
     """V (n, *shape) -> HV for the stack at hand, only in `observe` of a direction, for needs = {"hvp": k} every k steps"""
+    validation: Tensor | None = None
+    """(n, *shape) validation gradients of the stack at hand, if there are new ones (`Optimizer.validation`); only in
+    `observe` of a direction, for needs = {"validation": k}: every k-th step is refused without"""
     hessian: Callable[[Sequence[Tensor]], list[Tensor]] | None = None
     """[V for each move] -> [HV], H the Hessian of the group; only in `value`, for needs = {"hvp": k, "moves": 1}, in
     every k-th step"""
