@@ -277,6 +277,17 @@ class Optimizer(torch.optim.Optimizer):
                     out.append((leaf.name, why))
         return out
 
+    @torch.no_grad()
+    def sizes(self) -> dict[str, float]:
+        """leaf name -> the norm of the weight as it is now.
+
+        >>> import normgeo as ng
+        >>> ng.optimizer(ng.nn.Linear(4, 2, zero=True)).sizes()
+        {'weight': 0.0}
+        """
+        params = [p for group in self.param_groups for p in group["params"]]
+        return {leaf.name: float(leaf.norm.norm(leaf.read(p))) for p in params for leaf in self._leaves[p]}
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the model has the weights that the iterate wants evaluated; outside, those it trains with, to the bit.

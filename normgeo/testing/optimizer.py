@@ -31,7 +31,7 @@ def check_optimizer(
 
     >>> import torch, normgeo as ng
     >>> data = torch.ones(2, 4)
-    >>> check_optimizer(ng.optimizer, ng.nn.MLP(4, 8, 2), lambda model: (model(data) - 1).square().mean())
+    >>> check_optimizer(ng.optimizer, ng.nn.MLP(4, 8, 2), lambda model: (model(data) - 1).square().mean(), effort="quick")
     """
     report = examine_optimizer(
         make, model, loss, steps=steps, decays=decays, closure=closure, group=group, probes=probes, effort=effort

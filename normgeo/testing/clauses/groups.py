@@ -84,6 +84,12 @@ def _class(s: Subject) -> Callable[..., torch.optim.Optimizer]:
     return type(s.fresh()[1])
 
 
+def _of_groups(s: Subject, *groups: dict[str, Any]) -> torch.optim.Optimizer:
+    """Made from groups; an optimizer whose groups need more than parameters says how they are made."""
+    with refusable("plan.groups"):
+        return _class(s)(groups)
+
+
 @clause("an empty list is refused")
 def _(s: Subject) -> None:
     try:
@@ -98,7 +104,7 @@ def _(s: Subject) -> None:
     model, _ = s.fresh()
     names = [name for name, _ in model.named_parameters()]
     group = s.group(model, names)
-    named = _class(s)([{**group, "params": list(zip(names, group["params"], strict=True))}])
+    named = _of_groups(s, {**group, "params": list(zip(names, group["params"], strict=True))})
     assert named.param_groups[0].get("param_names") == names, (
         f"param_names is {named.param_groups[0].get('param_names')}"
     )
@@ -110,7 +116,7 @@ def _(s: Subject) -> None:
     s.plainly()
     model, opt = s.fresh()
     rest, first = _groups(s, model)
-    opt = _class(s)([{**first, "lr": 0.05}, {**rest, "lr": 0.0}])
+    opt = _of_groups(s, {**first, "lr": 0.05}, {**rest, "lr": 0.0})
     before = weights(model)
     s.train(opt, model, s.steps)
     changed = moved(before, weights(model))
@@ -125,7 +131,7 @@ def _(s: Subject) -> None:
     for steps in (0, 2):
         model, _ = s.fresh()
         late, first = _groups(s, model)
-        opt = _class(s)([{**first, "lr": 0.05}])
+        opt = _of_groups(s, {**first, "lr": 0.05})
         s.train(opt, model, steps)
         opt.add_param_group({**late, "lr": 0.01})
         assert opt.param_groups[1]["lr"] == 0.01
