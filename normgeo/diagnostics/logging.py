@@ -76,8 +76,8 @@ class TensorBoard:
 
 @dataclass(frozen=True)
 class WandB:
-    """A logger that writes to a run of Weights & Biases, what `wandb.init(...)` returns. Steps are logged as "step", since a
-    run counts its own.
+    """A logger that writes to a run of Weights & Biases, which `wandb.init(...)` returns. A run counts steps of its own, so
+    ours goes beside the numbers, as "step".
 
     >>> class Run:
     ...     def log(self, numbers): print(numbers)

@@ -149,9 +149,9 @@ class Plan:
         return find(dict.fromkeys(leaf.parameter for leaf in self.leaves), self.identity, self.unused, model)
 
     def for_trainer(self, **options: Any) -> tuple[type[Factory], dict[str, Any]]:
-        """`optimizer_cls_and_kwargs` for `transformers.Trainer` (5 or newer), with the options of `optimizer`. The trainer's
-        schedule multiplies lr; its learning_rate and weight_decay are not used. No tensors are held: parameters are found by
-        their names in the model that the trainer gives.
+        """`optimizer_cls_and_kwargs` for `transformers.Trainer` (5 or newer), with the options of `optimizer`. The
+        trainer's schedule multiplies lr; its learning_rate and weight_decay are not used. No tensors are held:
+        parameters are found by their names in the model that the trainer gives.
 
         >>> import normgeo as ng
         >>> plan = ng.compile(ng.nn.MLP(4, 8, 2))
