@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import normgeo as ng
 from normgeo.constraints import Decay
-from normgeo.rules import AdamLags, HeavyBall, LagCurve, Momentum, TunedMomentum, best_momentum, saturating_lr
+from normgeo.rules import AdamLags, HeavyBall, LagCurve, Momentum, Retune, TunedMomentum, best_momentum, saturating_lr
 from normgeo.testing import check_optimizer
 from normgeo.testing.bowl import NoWaiting
 
@@ -159,6 +159,22 @@ def test_adam_s_pair_by_brute_force():
     assert float(beta1) == pytest.approx(best[1], abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("beta1", "beta2", "size"), [(0.9, 0.999, 0.2294), (0.9, 0.95, 0.2269), (0.95, 0.99, 0.1590), (0.99, 0.999, 0.0702)]
+)
+def test_adam_s_steps_on_noise_have_the_size_of_the_table(beta1, beta2, size):
+    """For gradients that are noise of any size the RMS of a step is √((1-β₁)/(1+β₁)) times the lr, less O(1-β₂)."""
+    w = torch.zeros(1000, requires_grad=True)
+    opt = torch.optim.Adam([w], lr=1.0, betas=(beta1, beta2))
+    random, steps = torch.Generator().manual_seed(0), int(4 / (1 - beta2))
+    for _ in range(steps):
+        w.grad = 42**0.5 * torch.randn(1000, generator=random)
+        before = w.detach().clone()
+        opt.step()
+    assert float((w.detach() - before).square().mean().sqrt()) == pytest.approx(size, rel=0.05)
+    assert size == pytest.approx(((1 - beta1) / (1 + beta1)) ** 0.5, rel=0.02)
+
+
 def test_beta2_matters_and_the_scale_of_gradients_does_not_choose_it():
     """X0-14 and X0-15: with a v of its own for every β₂ the powers differ by 10 % and more, and gradients in units a
     million times smaller or larger choose the same pair; with c as it comes J would grow where v is small."""
@@ -210,6 +226,82 @@ def test_tuned_momentum_keeps_the_contract(rule):
     check_optimizer(make, net, lambda net: (net(x) - 1).square().mean(), steps=6, effort="quick")
 
 
+def streamed(optimizer, weights, retune, gs, after=lambda t: None):
+    for t, g in enumerate(gs):
+        for w, part in zip(weights, g.split([w.numel() for w in weights]), strict=True):
+            w.grad = part.reshape(w.shape).clone()
+        retune.step()
+        after(t)
+        optimizer.step()
+
+
+def zeros(*sizes):
+    return [torch.zeros(n, dtype=torch.float64, requires_grad=True) for n in sizes]
+
+
+def test_an_sgd_run_follows_the_formulas():
+    """S0-38: after each window momentum and lr are those of Corollary 5 for the curve so far, and in between they stay."""
+    weights, gs = zeros(60, 40), list(ar1(0.8, 1500, 100))
+    opt = torch.optim.SGD(weights, lr=0.1, momentum=0.9, dampening=0.9)
+    retune = Retune(opt, budget=0.25, every=300, lags=40, memory=0.999)
+    curve = LagCurve(lags=40, memory=0.999)
+    state, seen = curve.init(gs[0][None]), []
+
+    def check(t):
+        (group,) = opt.param_groups
+        curve.update(gs[t][None], state)
+        if (t + 1) % 300 == 0:
+            beta = best_momentum(curve.read(state)[0])[0]
+            seen.append((float(beta), float(beta), float(saturating_lr(beta, 0.25, 100))))
+        expected = seen[-1] if seen else (0.9, 0.9, 0.1)
+        assert (group["momentum"], group["dampening"], group["lr"]) == pytest.approx(expected)
+
+    streamed(opt, weights, retune, gs, check)
+    assert len(seen) == 5
+    beta, _, lr = seen[-1]
+    assert beta == pytest.approx(0.8, abs=0.03)
+    assert lr**2 * 100 * (1 - beta) ** 2 / (1 - beta**2) == pytest.approx(0.25)  # the budget, all of it
+
+
+def test_an_adam_run_follows_the_formulas():
+    weights, gs = zeros(8), [g * torch.linspace(0.1, 3, 8, dtype=torch.float64) for g in ar1(0.6, 120, 8)]
+    opt = torch.optim.Adam(weights, lr=0.1)
+    streamed(opt, weights, Retune(opt, budget=0.25, every=60, lags=5, candidates=(0.9, 0.99), memory=0.95), gs)
+    beta1, beta2, _ = observed((0.9, 0.99), torch.stack(gs)[:, None], lags=5, memory=0.95)
+    v = torch.zeros(8, dtype=torch.float64)
+    for g in gs:
+        v = float(beta2) * v + (1 - float(beta2)) * g.square()
+    spent = (1 / (v / (1 - float(beta2) ** 120)).sqrt()).sum()
+    (group,) = opt.param_groups
+    assert group["betas"] == pytest.approx((float(beta1), float(beta2)))
+    assert group["lr"] == pytest.approx(float(saturating_lr(beta1, 0.25, spent)))
+
+
+def test_retuning_resumes_sees_validation_and_survives_nan():
+    gs = list(ar1(0.7, 80, 30, seed=2))
+    runs = []
+    for cut in (None, 37):
+        weights = zeros(30)
+        opt = torch.optim.SGD(weights, lr=0.1, momentum=0.5, dampening=0.5)
+        retune = Retune(opt, budget=1.0, every=20, lags=10)
+        streamed(opt, weights, retune, gs[:cut])
+        if cut is not None:
+            fresh = Retune(opt, budget=1.0, every=20, lags=10)
+            fresh.load_state_dict(retune.state_dict())
+            streamed(opt, weights, fresh, gs[cut:])
+        runs.append((weights[0].detach(), opt.param_groups[0]["lr"]))
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert runs[0][1] == runs[1][1]
+    weights = zeros(30)
+    opt = torch.optim.SGD(weights, lr=0.1)
+    retune = Retune(opt, budget=1.0, every=20)
+    for t, g in enumerate(gs[:20]):
+        weights[0].grad = g if t != 3 else g * torch.nan
+        retune.step(against=[torch.ones_like(g)])
+    assert all(0 <= opt.param_groups[0][name] < 1 for name in ("momentum", "dampening"))
+    assert opt.param_groups[0]["lr"] > 0
+
+
 def test_a_momentum_of_unit_size_in_the_lags_is_a_heavy_ball():
     """√(1-β²)·Σ β^k g_{t-k}, whose power J is: the heavy ball, scaled."""
     S, beta = gaussian(30, seed=3), 0.7
@@ -233,6 +325,9 @@ def test_a_momentum_of_unit_size_in_the_lags_is_a_heavy_ball():
         (lambda: TunedMomentum(beta=0.999), "beta ≤ most < 1"),
         (lambda: TunedMomentum(every=0), "every ≥ 1"),
         (lambda: TunedMomentum(lags=-1), "lags ≥ 1"),
+        (lambda: Retune(torch.optim.SGD(zeros(2)), budget=0.0), "budget must be a finite number > 0"),
+        (lambda: Retune(torch.optim.SGD(zeros(2)), budget=1.0, every=0), "every ≥ 1"),
+        (lambda: Retune(torch.optim.SGD(zeros(2), momentum=0.5, nesterov=True), budget=1.0), "leave nesterov out"),
     ],
 )
 def test_nonsense_is_refused(make, message):
@@ -258,6 +353,11 @@ def test_entries_that_never_have_a_gradient_do_not_count_in_adam_s_lags():
             tuner.update(g, state)
         found.append(tuner.best(state))
     torch.testing.assert_close(*found)
+
+
+def test_retuning_is_for_optimizers_whose_formula_it_has():
+    with pytest.raises(TypeError, match="for torch's SGD, Adam and AdamW, got RMSprop"):
+        Retune(torch.optim.RMSprop(zeros(2)), budget=1.0)
 
 
 def test_in_training_the_lr_and_the_momentum_follow_their_formulas():

@@ -69,7 +69,6 @@ STEPS = [
     Table((0.5, 1.0, 0.25)),
     Warmup(10),
     Product(Warmup(10), Stairs(30)),
-    Auto(),
     Auto(total=100),
     Majorize(2.0),
     Majorize(0.0, growth=1.0, most=0.5),

@@ -92,7 +92,7 @@ def test_overrides_by_pattern():
         ({"masses": {"head": float("nan")}}, "finite number ≥ 0"),
         ({"norms": {"head": RMS()}}, "is for 1 axes"),
         ({"radii": {"head": 0.0}}, "finite radius > 0"),
-        ({"sensitivity": "guessed"}, 'write sensitivity="declared" or "measured"'),
+        ({"sensitivity": "guessed"}, 'write sensitivity="declared", "traced" or "measured"'),
         ({"sensitivity": "measured"}, r"write example_inputs=\(x,\)"),
         ({"example_inputs": (torch.zeros(1, 9, dtype=torch.long),)}, "the model rejects example_inputs"),
     ],

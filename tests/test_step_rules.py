@@ -31,7 +31,7 @@ from normgeo.steps import (
     StepState,
     Wolfe,
 )
-from normgeo.steps.auto import HORIZON, POWER
+from normgeo.steps.auto import SCALE
 from normgeo.steps.base import Move
 from normgeo.testing import check_optimizer
 
@@ -358,7 +358,9 @@ def test_adagrad_norm_keeps_its_regret(seed):
 # ---- escape velocity
 
 
-@pytest.mark.parametrize("step", [Escape(start=1e-3), Prodigy(start=1e-3, beta=0.0)], ids=["Escape", "Prodigy"])
+@pytest.mark.parametrize(
+    "step", [Escape(start=1e-3), Prodigy(start=1e-3, beta=0.0, every=1)], ids=["Escape", "Prodigy"]
+)
 @pytest.mark.parametrize("name", NORMS)
 def test_on_a_linear_loss_the_steps_are_fibonacci_numbers(name, step):
     norm = NORMS[name]
@@ -404,7 +406,7 @@ def test_it_stops_growing_at_a_minimum_and_never_shrinks(step):
 def test_prodigy_is_the_published_one_on_sign_descent(coefficient):
     """As prodigyopt computes it with betas (1e-14, 0), written out: d, r, s with weights d²/d₀ and ‖s‖₁."""
     w = Parameter(gaussian(6))
-    opt = alone(w, ng.norms.Linf(), step=Prodigy(1e-4, coefficient=coefficient, growth=3.0))
+    opt = alone(w, ng.norms.Linf(), step=Prodigy(1e-4, coefficient=coefficient, growth=3.0, every=1))
     H, beta = psd(6, 1), math.sqrt(0.999)
     x = x0 = w.detach().clone()
     d, r, s = 1e-4, 0.0, torch.zeros(6, dtype=torch.float64)
@@ -418,6 +420,21 @@ def test_prodigy_is_the_published_one_on_sign_descent(coefficient):
         d = max(d, min(coefficient * r / float(s.abs().sum()), 3.0 * d))
         torch.testing.assert_close(w.detach(), x)
     assert d > 1e-2
+
+
+def test_prodigy_measures_every_so_many_steps_and_forgets_nothing_in_between():
+    """With every=5 d stands still between measurements, and its r and s are the sums over all steps."""
+    w = Parameter(gaussian(6))
+    opt = alone(w, ng.norms.Linf(), step=Prodigy(1e-4, every=5))
+    x0, c = w.detach().clone(), gaussian(6, seed=1)
+    d, r, s, beta = 1e-4, 0.0, torch.zeros(6, dtype=torch.float64), math.sqrt(0.999)
+    for t in range(23):
+        away = float(c @ (x0 - w.detach()))
+        run(opt, w, lambda w: w @ c)
+        r, s = beta * r + (d / 1e-4) ** 2 * away, beta * s + (d / 1e-4) ** 2 * c
+        d = max(d, r / float(s.abs().sum())) if t % 5 == 0 else d
+        assert float(opt.state[w]["shared.d"]) == pytest.approx(d, rel=1e-9)
+    assert d > 1e-4
 
 
 # ---- hypergradients
@@ -502,14 +519,36 @@ def test_idbd_finds_the_weights_that_matter():
 # ---- horizon
 
 
-def test_auto_scales_its_peak_by_the_power_of_the_horizon():
-    t = torch.arange(0.0, 4000.0, 100.0)
-    torch.testing.assert_close(Auto(HORIZON, warmup=0).at(t), Linear(HORIZON).at(t))
-    for total in (100, 1000, 5000):
-        peak = float(Auto(total).at(torch.arange(float(total))).max())
-        assert peak == pytest.approx((HORIZON / total) ** POWER)
-    late = Auto(warmup=0).at(torch.tensor([1e6, 2e6]))
-    assert float(late[1] / late[0]) == pytest.approx(2**-POWER, rel=1e-3)
+def test_auto_is_escape_velocity_over_the_root_of_the_horizon():
+    """On a linear loss D goes 1, ..., as far as the weights have come along it; the sizes follow by the formula."""
+    norm = ng.norms.Linf()
+    w = start(norm)
+    c, at = gaussian(*w.shape, seed=9), [w.detach().clone()]
+    total = 8
+    opt = alone(w, norm, step=Auto(total, warmup=0))
+    for _ in range(8):
+        run(opt, w, lambda w: (w * c).sum())
+        at.append(w.detach().clone())
+    D, far = 1.0, 0.0
+    for t, (a, b) in enumerate(pairwise(at)):
+        size = D * SCALE * (1 - t / total) / total**0.5
+        assert float(norm.norm(b - a)) == pytest.approx(size)
+        D, far = max(D, far), far + size
+    assert far > 3
+
+
+def test_auto_does_not_feel_the_scale_of_the_loss_and_grows_with_the_distance():
+    """A loss times 1000 gives the same steps; on Σ|w - d·1| the distance found is d at most and most of it."""
+    found = []
+    for d, scale in ((3.0, 1.0), (3.0, 1000.0), (30.0, 1.0)):
+        w = Parameter(torch.zeros(6, dtype=torch.float64))
+        opt = alone(w, ng.norms.Linf(), step=Auto(400))
+        for _ in range(400):
+            run(opt, w, lambda w, d=d, scale=scale: scale * (w - d).abs().sum())
+        found.append(float(opt.state[w]["shared.distance"]))
+        assert float((w.detach() - d).abs().max()) < 0.05 * d
+        assert 0.7 * d < found[-1] <= d + 1e-9
+    assert found[0] == pytest.approx(found[1])
 
 
 # ---- what all of them have in common
@@ -615,12 +654,14 @@ def test_state_of_one_rule_is_not_loaded_into_another():
         (lambda: Polyak(best=float("nan")), "best must be a finite number"),
         (lambda: Escape(start=0.0), "start must be a finite number > 0"),
         (lambda: Prodigy(growth=0.5), "growth must be > 1"),
+        (lambda: Prodigy(every=0), "every must be a whole number ≥ 1"),
         (lambda: Prodigy(beta=2.0), r"in \[0, 1\]"),
         (lambda: Hypergradient(rate=-1.0), "rate must be a finite number > 0"),
         (lambda: Hypergradient(rate=1.0), "must be < 1"),
         (lambda: IDBD(rate=0.0), "rate must be a finite number > 0"),
-        (lambda: Auto(0), "0 ≤ warmup < total"),
-        (lambda: Auto(warmup=-1), "warmup must be a whole number ≥ 0"),
+        (lambda: Auto(0), "Auto: total must be a whole number ≥ 1"),
+        (lambda: Auto(20), "0 ≤ warmup < total"),
+        (lambda: Auto(50, warmup=-1), "Auto: warmup must be a whole number ≥ 0"),
     ],
 )
 def test_nonsense_is_refused(make, message):

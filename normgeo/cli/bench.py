@@ -3,6 +3,7 @@
 import click
 
 from normgeo.cli.budgets import budgets
+from normgeo.cli.distributed import distributed
 from normgeo.cli.quality import quality
 from normgeo.cli.speed import speed
 
@@ -15,5 +16,6 @@ def bench() -> None:
 
 
 bench.add_command(budgets)
+bench.add_command(distributed)
 bench.add_command(quality)
 bench.add_command(speed)

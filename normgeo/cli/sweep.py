@@ -27,7 +27,7 @@ VERDICTS = ("rule", "within 1 % of our grid", "not on", "below AdamW's and Muon'
 @click.option("--steps", default="200,1000", show_default=True, help="Each problem is run for each of these.")
 @click.option(
     "--ours",
-    default="auto,distance",
+    default="auto,default",
     show_default=True,
     help=f"Of {', '.join(lab.RULES)}; meta*0.01 starts 100 times smaller.",
 )

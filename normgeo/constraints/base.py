@@ -42,6 +42,8 @@ class Constraint(ABC):
     """
 
     needs: Mapping[str, int] = {}
+    entrywise = False
+    """whether every entry is treated on its own, so that a shard of a leaf is as good as the leaf"""
 
     def bind(self, norm: Norm) -> Constraint:
         """This constraint for leaves of that norm; those that measure weights keep it."""
@@ -72,6 +74,8 @@ class Free(Constraint):
     >>> Free().retract(torch.ones(1), torch.zeros(1), None, {})
     tensor([1.])
     """
+
+    entrywise = True
 
     def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
         return W

@@ -36,6 +36,7 @@ class Decay(Constraint):
     tensor([0.7500])
     """
 
+    entrywise = True
     strength: float = 0.045
 
     def __post_init__(self) -> None:
@@ -59,6 +60,7 @@ class DecoupledDecay(Constraint):
     tensor([0.9000])
     """
 
+    entrywise = True
     strength: float
 
     def __post_init__(self) -> None:
@@ -83,6 +85,7 @@ class CorrectedDecay(Constraint):
     tensor([0.9900])
     """
 
+    entrywise = True
     strength: float
 
     def __post_init__(self) -> None:
@@ -143,6 +146,7 @@ class L2Penalty(Constraint):
     tensor([0.1000])
     """
 
+    entrywise = True
     strength: float
 
     def __post_init__(self) -> None:

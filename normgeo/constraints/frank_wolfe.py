@@ -26,6 +26,7 @@ class FrankWolfe(Constraint):
     tensor([[0.2500]])
     """
 
+    entrywise = True
     radius: float
 
     def __post_init__(self) -> None:

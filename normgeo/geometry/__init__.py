@@ -1,6 +1,7 @@
 """Mass, sensitivity, sharpness and the graph: how a change of each weight reaches the output of the network."""
 
 import normgeo.geometry.operations  # noqa: F401 - fills the registry
+from normgeo.geometry.bounds import Linearized, Measure, linearization
 from normgeo.geometry.curvature import LINEAR, PIECEWISE_LINEAR, Curvature, entrywise
 from normgeo.geometry.declare import GeometryError, declare, register, trace, unwrapped
 from normgeo.geometry.differentiable import differentiable
@@ -25,6 +26,8 @@ __all__ = [
     "Input",
     "Layout",
     "Leaf",
+    "Linearized",
+    "Measure",
     "Measurement",
     "Node",
     "Operation",
@@ -38,6 +41,7 @@ __all__ = [
     "declare",
     "differentiable",
     "entrywise",
+    "linearization",
     "mass",
     "measure",
     "norming",

@@ -85,6 +85,8 @@ class Leaf:
     """where they come from"""
     view: View | None = None
     trainable: bool = field(default=True)
+    at: float | None = None
+    """the norm that the weight had where x and μ were traced; they hold for that weight"""
 
     @property
     def reach(self) -> float:

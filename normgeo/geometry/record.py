@@ -18,10 +18,13 @@ from normgeo.geometry.registry import body, canonical_name, rule_of
 
 __all__ = ["Call", "Recording", "Span", "Value", "record"]
 
+IN_PLACE = {"iadd", "isub", "imul", "idiv", "itruediv", "ifloordiv", "ipow", "imod", "iand", "ior", "ixor"}
+
 
 @dataclass(eq=False)
 class Value:
-    """A tensor between two operations. A tensor that is changed in place becomes another value."""
+    """A tensor between two operations. A tensor that is changed in place becomes another value; the first keeps what was
+    there before."""
 
     index: int
     tensor: Tensor = field(repr=False)
@@ -129,8 +132,11 @@ class Recorder(TorchFunctionMode):
             with self:
                 return inside(*args, **kwargs)
         seen_args, seen_kwargs = tree_map(self._seen, (tuple(args), kwargs))
+        before = args[0].clone() if _writes(func, args, kwargs) else None
         out = func(*args, **kwargs)
         self._note(func, seen_args, seen_kwargs, out)
+        if before is not None:
+            seen_args[0].tensor = before
         return out
 
     @contextmanager
@@ -193,6 +199,14 @@ class Recorder(TorchFunctionMode):
         if not isinstance(x, Tensor):
             return x
         return self.values.get(id(x)) or self._new(x, "constant")
+
+
+def _writes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call changes its first argument in place."""
+    name = getattr(func, "__name__", "")
+    own = name.endswith("_") and not name.startswith("_")
+    named = name == "__setitem__" or (name.startswith("__i") and canonical_name(func) in IN_PLACE)
+    return bool(args) and isinstance(args[0], Tensor) and (own or named or kwargs.get("inplace") is True)
 
 
 @contextmanager

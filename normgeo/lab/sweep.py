@@ -34,6 +34,7 @@ from normgeo.steps import (
 __all__ = ["AGAINST", "RULES", "Line", "Sweep", "grid", "rule"]
 
 Row = tuple[str, ...]
+Curve = tuple[tuple[float, float], ...]
 MOST = 12  # points of a grid
 GRIDS = {"ours": 0.2, "adamw": 4e-3, "muon": 4e-2}  # where they begin
 NAMES = {"ours": "normgeo", "adamw": "AdamW", "muon": "Muon + AdamW"}
@@ -41,6 +42,7 @@ AGAINST = ("adamw", "muon", *BASELINES)
 
 RULES: dict[str, Callable[[Schedule, int, float], dict[str, Any]]] = {
     "auto": lambda down, total, x: {"lr": 0.2 * x, "step": Auto(total, _warmup(total))},
+    "power": lambda down, total, x: {"lr": 0.2 * math.sqrt(1000 / total) * x, **_short(total)},
     "distance": lambda down, total, x: {"lr": 2 / math.sqrt(total), "step": down * Escape(x)},
     "free": lambda down, total, x: {"lr": 1.6 * x, "step": Warmup(20), "rule": Plain(), "iterate": ScheduleFree()},
     "default": lambda down, total, x: {"lr": 0.2 * x, **_short(total)},
@@ -53,9 +55,8 @@ RULES: dict[str, Callable[[Schedule, int, float], dict[str, Any]]] = {
     "secant": lambda down, total, x: {"lr": 1.0, "step": down * Secant(start=1e-3 * x)},
 }
 """Rules of ours by name: the options of `contenders.ours` from a linear schedule, the number of steps, and a factor on the
-size with which the rule starts. "default" is the optimizer's own lr. "distance" takes 2·D/√total for the peak, D ≥ 1 the
-distance ⟨M, W₀ - W⟩/‖M‖* that the run has shown so far: what is best for directions of unit size and gradients of
-constant size, up to the 2 (arXiv 2310.07831)."""
+size with which the rule starts. "default" is the optimizer's own lr, "power" the same times √(1000/total). "distance" is
+"auto" with a start: the distance that the network has to go, in place of 1."""
 
 
 def rule(text: str) -> Callable[[int], Entry]:
@@ -103,13 +104,14 @@ class Line:
     """What one contender came to on one problem."""
 
     problem: str
+    kind: str
     name: str
     setting: str
     losses: tuple[float, ...]
     """by seed"""
     excess: float
     """mean loss over that of the best point of our own grid, minus 1; for gaps the part of the decades that is missing"""
-    grid: tuple[tuple[float, float], ...] = ()
+    grid: Curve = ()
     """lr and loss with seed 0"""
 
 
@@ -150,26 +152,31 @@ class Sweep(Study):
             yield [Trial(problem, entry, seed) for seed in range(1, seeds) for entry in best]
 
     def lines(self, trials: Trials, seeds: int) -> list[Line]:
-        out = []
-        for problem in self.problems:
-            make = trials.make(problem, 0)
-            first = _first(trials, problem) if _gap(problem) else math.nan
-            found: list[tuple[str, Entry, tuple[tuple[float, float], ...]]] = []
-            for kind in self._grids:
-                points = self._points(trials, problem, kind)
-                curve = tuple((t.entry.lr, _loss(problem, trials[t])) for t in points)
-                found.append((f"{NAMES[kind]}, best of {len(points)}", self._best(trials, problem, kind).entry, curve))
-            found += [(f"normgeo, {name}", rule(name)(make.steps), ()) for name in self.ours]
-            found += [(name, Entry.of(name), ()) for name in self.against if name in BASELINES]
-            reference: list[float] = []
-            for name, entry, curve in found:
-                losses = [_loss(problem, trials[Trial(problem, entry, seed)]) for seed in range(seeds)]
-                reference = reference or losses  # our own grid comes first
-                contender = entry.contender(make.steps)
-                name = contender.name if entry.maker in BASELINES else name
-                setting = f"lr {entry.lr:g}" if curve else contender.setting
-                out.append(Line(problem, name, setting, tuple(losses), _excess(losses, reference, first), curve))
-        return out
+        return [line for problem in self.problems for line in self._on(problem, trials, seeds)]
+
+    def _on(self, problem: str, trials: Trials, seeds: int) -> Iterator[Line]:
+        steps = trials.make(problem, 0).steps
+        first = _first(trials, problem) if _gap(problem) else math.nan
+
+        def losses(entry: Entry) -> list[float]:
+            return [_loss(problem, trials[Trial(problem, entry, seed)]) for seed in range(seeds)]
+
+        def line(kind: str, name: str, setting: str, entry: Entry, grid: Curve = ()) -> Line:
+            its = losses(entry)
+            return Line(problem, kind, name, setting, tuple(its), _excess(its, reference, first), grid)
+
+        reference = losses(self._best(trials, problem, "ours").entry)
+        for kind in self._grids:
+            points = self._points(trials, problem, kind)
+            best = self._best(trials, problem, kind).entry
+            curve = tuple((trial.entry.lr, _loss(problem, trials[trial])) for trial in points)
+            yield line(kind, f"{NAMES[kind]}, best of {len(points)}", f"lr {best.lr:g}", best, curve)
+        for kind in self.ours:
+            entry = rule(kind)(steps)
+            yield line(kind, f"normgeo, {kind}", entry.contender(steps).setting, entry)
+        for kind in (kind for kind in self.against if kind in BASELINES):
+            contender = Entry.of(kind).contender(steps)
+            yield line(kind, contender.name, contender.setting, Entry.of(kind))
 
     def rows(self, trials: Trials, seeds: int) -> list[Row]:
         return [
@@ -181,19 +188,20 @@ class Sweep(Study):
         """For each of our rules: on how many problems it is within 1 % of the best point of our own grid, on how many below
         the best of AdamW's and Muon's grids, and where not."""
         lines = self.lines(trials, seeds)
-        others = {f"{NAMES[kind]}, best" for kind in self._grids if kind != "ours"}
+        rivals = {
+            problem: min(
+                (each.excess for each in lines if each.problem == problem and each.kind in self._grids[1:]),
+                default=math.inf,
+            )
+            for problem in self.problems
+        }
         out: list[Row] = []
         for name in self.ours:
-            its = {line.problem: line for line in lines if line.name == f"normgeo, {name}"}
-            far = [problem for problem, line in its.items() if not line.excess <= within]
-            rivals = {
-                problem: [each for each in lines if each.problem == problem and each.name.split(" of ")[0] in others]
-                for problem in its
-            }
-            lost = [p for p, line in its.items() if rivals[p] and line.excess >= min(r.excess for r in rivals[p])]
-            total = len(its)
-            out.append((name, f"{total - len(far)} of {total}", "; ".join(far), f"{total - len(lost)} of {total}",
-                        "; ".join(lost)))  # fmt: skip
+            its = [line for line in lines if line.name == f"normgeo, {name}"]
+            far = [line.problem for line in its if not line.excess <= within]
+            lost = [line.problem for line in its if not line.excess < rivals[line.problem]]
+            counts = [f"{len(its) - len(those)} of {len(its)}" for those in (far, lost)]
+            out.append((name, counts[0], "; ".join(far), counts[1], "; ".join(lost)))
         return out
 
     @property

@@ -47,6 +47,16 @@ class Norm(ABC):
         """How many of them, from the left, index slices that are dualized each on its own."""
         return 0
 
+    @property
+    def entrywise(self) -> bool:
+        """Whether dualize makes every entry from that entry alone."""
+        return False
+
+    @property
+    def euclidean(self) -> bool:
+        """Whether dualize(g) = c·g/‖g‖₂ over all axes, with c > 0 that depends on the shape alone."""
+        return False
+
     @abstractmethod
     def norm(self, w: Tensor) -> Tensor:  # (*b, *d) -> (*b,)
         """‖w‖."""

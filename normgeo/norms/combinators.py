@@ -41,6 +41,14 @@ class Scaled(Norm):
     def independent(self) -> int:
         return self.inner.independent
 
+    @property
+    def entrywise(self) -> bool:
+        return self.inner.entrywise
+
+    @property
+    def euclidean(self) -> bool:
+        return self.inner.euclidean
+
     def norm(self, w: Tensor) -> Tensor:
         return self.factor * self.inner.norm(w)
 

@@ -131,6 +131,7 @@ class L1ToLinf(Norm):
     """
 
     ndim = 2
+    entrywise = True
 
     def norm(self, w: Tensor) -> Tensor:
         return trailing(w, 2).abs().amax((-2, -1))

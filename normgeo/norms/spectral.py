@@ -113,6 +113,7 @@ class Frobenius(Norm):
     """
 
     ndim = 2
+    euclidean = True
 
     def norm(self, w: Tensor) -> Tensor:
         return l2(trailing(w, 2), 2).squeeze((-2, -1))

@@ -51,6 +51,7 @@ class Absolute(Norm):
     """
 
     ndim = 0
+    entrywise = True
 
     def norm(self, w: Tensor) -> Tensor:
         return trailing(w, 0).abs()
@@ -103,6 +104,7 @@ class L2(Norm):
     """
 
     ndim = 1
+    euclidean = True
 
     def norm(self, w: Tensor) -> Tensor:
         return l2(trailing(w, 1), 1).squeeze(-1)
@@ -130,6 +132,7 @@ class RMS(Norm):
     """
 
     ndim = 1
+    euclidean = True
 
     def norm(self, w: Tensor) -> Tensor:
         return rms(trailing(w, 1)).squeeze(-1)
@@ -158,6 +161,7 @@ class Linf(Norm):
     """
 
     ndim = 1
+    entrywise = True
 
     def norm(self, w: Tensor) -> Tensor:
         return trailing(w, 1).abs().amax(-1)

@@ -27,6 +27,7 @@ class EMA(Iterate):
     (tensor([3.]), tensor([2.]))
     """
 
+    entrywise = True
     beta: float = 0.999
 
     def __post_init__(self) -> None:
@@ -63,6 +64,7 @@ class BEMA(Iterate):
     tensor([0.9206])
     """
 
+    entrywise = True
     bias: float = 0.2
     power: float = 0.5
     rho: float = 10.0
@@ -111,6 +113,7 @@ class ScheduleFree(Iterate):
     (tensor([1.7500]), tensor([1.5000]))
     """
 
+    entrywise = True
     beta: float = 0.9
 
     def __post_init__(self) -> None:
@@ -121,7 +124,7 @@ class ScheduleFree(Iterate):
         return {"z": W.clone(), "x": W.clone(), "squares": _zeros(W)}
 
     def write(self, W: Tensor, D: Tensor, eta: Tensor, state: State) -> Tensor:
-        square = eta.square().expand(W.shape).reshape(len(W), -1).amax(1)
+        square = eta.square().expand(len(W), *eta.shape[1:]).reshape(len(W), -1).amax(1)  # W may be empty
         state["squares"] = state["squares"] + square
         state["z"] = state["z"] - eta * D
         share = torch.where(state["squares"] > 0, square / state["squares"], 0.0)

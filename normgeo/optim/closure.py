@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import Parameter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from normgeo.optim.ranks import Ranks, mean
 from normgeo.optim.stack import Parts, Stack
 from normgeo.steps.base import total
 
@@ -112,6 +113,8 @@ class Line:
     """whether the closure leaves backward to us"""
     start: Any
     """the loss at η = 0, where it is known; then the gradients are those of it"""
+    together: Sequence[Ranks]
+    """the ranks whose losses are averaged"""
     stacks: Sequence[Stack]
     directions: Sequence[Tensor]
     """u (n, *shape) for each stack"""
@@ -134,7 +137,7 @@ class Line:
                 stack.write(W, present)
             for p, (grad, values) in grads.items():  # the same tensors: others may hold views of them
                 p.grad = grad if grad is None or values is None else grad.copy_(values)
-        return torch.as_tensor(loss).detach(), slope
+        return mean(self.together, torch.as_tensor(loss)).detach(), slope
 
     def _slope(self) -> Tensor:
         """-⟨∇loss, u⟩: of the loss itself, whatever a constraint or a rule makes of its gradient."""

@@ -11,8 +11,10 @@ from torch.nn import Parameter
 
 from normgeo.geometry import Leaf
 from normgeo.optim.closure import Grads, Line, hessian_vector_product
+from normgeo.optim.exchange import in_turn
 from normgeo.optim.guard import Verdict
 from normgeo.optim.passage import alive, direct, rate, write
+from normgeo.optim.ranks import Ranks
 from normgeo.optim.stack import Parts, Stack, Store, group_leaves
 from normgeo.steps import Stats, StepState
 from normgeo.steps.base import Move
@@ -25,12 +27,17 @@ class Group:
     what its step size shares. Each parameter's state holds them, so they are saved and moved with it."""
 
     def __init__(
-        self, params: Sequence[Parameter], leaves: Callable[[Parameter], Sequence[Leaf]], parts: Parts, store: Store
+        self,
+        params: Sequence[Parameter],
+        leaves: Callable[[Parameter], Sequence[Leaf]],
+        parts: Parts,
+        store: Store,
+        ranks: Ranks | None,
     ) -> None:
         self.parts = parts
         trained = [p for p in params if p.requires_grad]
         entries = [(p, leaf) for p in trained for leaf in leaves(p)]
-        self.stacks = [Stack(these, parts, store) for these in group_leaves(entries)]
+        self.stacks = [Stack(these, parts, store) for these in group_leaves(entries, parts, ranks)]
         device = trained[0].device if trained else torch.device("cpu")
         numbers = {"step": torch.zeros((), dtype=torch.float32, device=device)}
         for name, start in parts.step.init_shared().items():
@@ -71,13 +78,13 @@ class Group:
         living = [alive(stack, verdict) for stack in stacks]
         before = [None if a is None else stack.snapshot() for a, stack in zip(living, stacks, strict=True)]
         shared_before = {} if verdict.finite is None else {name: x.clone() for name, x in self.shared.items()}
-        stats = Stats(self.count, torch.as_tensor(loss).detach() if "loss" in step.needs else None)
+        stats = Stats(self.count, torch.as_tensor(loss).detach() if "loss" in step.needs else None, turn=self.steps)
         state = StepState(dict(self.shared), [stack.state["step"] for stack in stacks])
 
         # Lazily: one stack at a time, unless the step size has to see all directions before it decides.
         bent = graph if self.parts.direction is not None and self.due("hvp", self.parts.direction) else None
         held = validation if any("validation" in part.needs for part in self.parts) else {}
-        moves: Iterable[Move] = (direct(s, a, stats, bent, held) for s, a in zip(stacks, living, strict=True))
+        moves: Iterable[Move] = in_turn(direct(s, a, stats, bent, held) for s, a in zip(stacks, living, strict=True))
         if {"moves", "updates"} & set(step.needs):
             moves = stats.moves = list(moves)
             if graph is not None and self.due("hvp", step):

@@ -66,18 +66,27 @@ class Guard:
         self._seen = "the gradient"
         self._pending: tuple[Tensor, torch.cuda.Event | None, Callable[[], list[str]]] | None = None
 
-    def __call__(self, names: Callable[[], list[str]], grads: list[Tensor], loss: Tensor | None = None) -> Verdict:
+    def __call__(
+        self,
+        names: Callable[[], list[str]],
+        grads: list[Tensor],
+        loss: Tensor | None = None,
+        agree: Callable[[Tensor], Tensor] = lambda flags: flags,
+    ) -> Verdict:
+        """`agree` makes of the flags of one rank those of all."""
         self.report()
         if not grads:
             return Verdict(step=False)
         self._seen = "the gradient" if loss is None else "the loss or the gradient"
         together = self.policy != "zero"
         if self.policy != "raise" and self.deferred(grads[0]):
-            finite = _finite(grads, loss, float("inf"))
+            finite = agree(_finite(grads, loss, float("inf")))
             self._pending = (*_fetch(finite), names)
             return Verdict(True, finite, together)
         # A finite ‖g‖₂ has no NaN or Inf in it, and on CPU takes a twentieth of the time of max|g|; but it may overflow.
-        if bool(_finite(grads, loss, 2).all()) or bool((finite := _finite(grads, loss, float("inf"))).all()):
+        if bool(agree(_finite(grads, loss, 2)).all()):
+            return Verdict(True)
+        if bool((finite := agree(_finite(grads, loss, float("inf")))).all()):
             return Verdict(True)
         self._tell(finite, names)
         return Verdict(not together, finite, together)
@@ -116,7 +125,7 @@ def _finite(
     """Whether ‖g‖ is finite, and so all of g (NaN propagates, Inf stays), and the loss where a part looks at it: a step
     size would take its NaN to all parameters.
     """
-    sizes = torch._foreach_norm(grads, ord=order)
+    sizes = torch._foreach_norm([g if g.numel() else g.new_zeros(1) for g in grads], ord=order)
     finite = torch.stack([size.to(grads[0].device) for size in sizes]).isfinite()
     return finite if loss is None else finite & torch.as_tensor(loss).detach().isfinite().to(finite.device)
 

@@ -27,6 +27,8 @@ class Iterate(ABC):
     """
 
     needs: Mapping[str, int] = {}
+    entrywise = False
+    """whether every entry is written on its own, so that a shard of a leaf is as good as the leaf"""
     joint = False
     """whether only the product η·D matters to `write`: then the radius may come with η, which is smaller than D"""
 
@@ -56,6 +58,7 @@ class Descent(Iterate):
     tensor([0.7500])
     """
 
+    entrywise = True
     joint = True
 
     def write(self, W: Tensor, D: Tensor, eta: Tensor, state: State) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,11 +20,17 @@ from normgeo.optim.direction import Direction
 from normgeo.optim.group import Group
 from normgeo.optim.guard import Guard, Policy, Verdict
 from normgeo.optim.iterate import Descent, Iterate
+from normgeo.optim.layout import local
 from normgeo.optim.options import KINDS, OPTIONS, check_devices, check_leaves, check_lr, check_parts, decaying
 from normgeo.optim.passage import averaged
+from normgeo.optim.ranks import Ranks, agree, as_dtensor, check_ranks, mean, ranks_of
+from normgeo.optim.sharing import share_out
 from normgeo.optim.stack import Parts, state_key
 from normgeo.rules import Momentum, Rule
 from normgeo.steps import Constant, StepSize
+
+if TYPE_CHECKING:
+    from torch.distributed import DeviceMesh, ProcessGroup
 
 __all__ = ["Optimizer"]
 
@@ -39,6 +45,10 @@ class Optimizer(torch.optim.Optimizer):
     (m_group/M)·lr_group is.
 
     With a part that needs "hvp" the closure returns the loss and does not call backward().
+
+    Parameters may be DTensors (`fully_shard`, tensor parallelism): directions are those of the whole weights, which meet
+    on one rank each. `ranks`, a process group or device mesh, is for weights of which every rank has a copy (DDP): these
+    ranks divide the duality maps among them, and losses that parts look at are averaged over them.
 
     >>> import torch, normgeo as ng
     >>> model = ng.nn.MLP(8, 16, 4)
@@ -59,15 +69,20 @@ class Optimizer(torch.optim.Optimizer):
         constraint: Constraint | None = None,
         decay: float | None = None,
         nonfinite: Policy = "skip",
+        ranks: ProcessGroup | DeviceMesh | None = None,
     ) -> None:
         if decay is not None:
             constraint = decaying(decay, constraint)
-        self._leaves: dict[Parameter, tuple[Leaf, ...]] = {}
+        self._placed: list[list[tuple[Leaf, ...]]] = []
+        """the leaves of each group's parameters, by position: accelerate puts shards in the place of parameters"""
         self._bound: list[Group] | None = None
         self._signature: tuple[Any, ...] = ()
         self._evaluating = False
+        self._together: list[Ranks] = []
+        """groups of ranks that train the same weights"""
         self._validation: dict[Parameter, Tensor] = {}
         self._guard = Guard(nonfinite)
+        self._ranks = None if ranks is None else ranks_of(ranks)
         self.parts: list[Parts] = []
         """what each parameter group is made to do"""
         self._default_parts = Parts(
@@ -107,7 +122,7 @@ class Optimizer(torch.optim.Optimizer):
         super().add_param_group(group)
         group["base_lr"] = float(group["lr"])
         self.parts.append(parts)
-        self._leaves.update(zip(params, map(tuple, leaves), strict=True))
+        self._placed.append(list(map(tuple, leaves)))
         self._bound = None
 
     @property
@@ -138,32 +153,37 @@ class Optimizer(torch.optim.Optimizer):
                 "with opt.validation():\n    validation_loss(model).backward()"
             )
         params = self._trainable()
+        check_ranks([part for parts in self.parts for part in parts], self._together)
         loss, graph = evaluate(closure, self.parts, params, any(group.due("hvp") for group in groups))
-        verdict = self._examine(params, loss, validation)
+        differs = self._together and loss is not None and self._ask("loss", "closure")
+        seen = mean(self._together, torch.as_tensor(loss)) if differs else loss
+        verdict = self._examine(params, seen, validation)
         if not verdict.step:
             return loss
         differentiates = any("hvp" in part.needs for parts in self.parts for part in parts)
         for number, (options, group) in enumerate(zip(self.param_groups, groups, strict=True)):
             # Once a group has moved, the loss at the start of the next one is another.
-            start = loss if number == 0 else None
-            line = None if closure is None else partial(Line, closure, params, differentiates, start)
-            group.advance(options, verdict, loss, graph, validation, line)
+            start = seen if number == 0 else None
+            line = None if closure is None else partial(Line, closure, params, differentiates, start, self._together)
+            group.advance(options, verdict, seen, graph, validation, line)
         return loss
+
+    def _ask(self, *needs: str) -> bool:
+        return any(need in part.needs for parts in self.parts for part in parts for need in needs)
 
     def _examine(self, trainable: Sequence[Parameter], loss: Any, validation: Mapping[Parameter, Tensor]) -> Verdict:
         """Look for NaN and Inf, also in a loss that a part asked for and in validation gradients."""
         found = {p: p.grad for p in trainable if p.grad is not None}
         for p, grad in found.items():
             if grad.is_sparse:
-                raise ValueError(
-                    f"the gradient of {self._name(p)} is sparse; norms need dense gradients: use a dense embedding"
-                )
+                name = self._names([p])[0]
+                raise ValueError(f"the gradient of {name} is sparse; norms need dense gradients: use a dense embedding")
         held = {p: g for p, g in validation.items() if p in found}
-        asked = any("loss" in part.needs for parts in self.parts for part in parts)
         verdict = self._guard(
-            lambda: [*map(self._name, found), *(f"{self._name(p)} (validation)" for p in held)],
-            [*found.values(), *held.values()],
-            loss if asked else None,
+            lambda: [*self._names(found), *(f"{name} (validation)" for name in self._names(held))],
+            [local(grad) for grad in (*found.values(), *held.values())],
+            loss if self._ask("loss") else None,
+            partial(agree, self._together),
         )
         if verdict.finite is not None:
             verdict.position = {p: i for i, p in enumerate(found)}
@@ -172,8 +192,14 @@ class Optimizer(torch.optim.Optimizer):
             verdict.finite = own & torch.ones_like(own).index_put((at,), theirs)
         return verdict
 
-    def _name(self, parameter: Parameter) -> str:
-        return self._leaves[parameter][0].parameter
+    @property
+    def _leaves(self) -> dict[Parameter, tuple[Leaf, ...]]:
+        both = zip(self.param_groups, self._placed, strict=True)
+        return {p: its for group, leaves in both for p, its in zip(group["params"], leaves, strict=True)}
+
+    def _names(self, params: Iterable[Parameter]) -> list[str]:
+        leaves = self._leaves
+        return [leaves[p][0].parameter for p in params]
 
     def _trainable(self) -> list[Parameter]:
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
@@ -183,17 +209,20 @@ class Optimizer(torch.optim.Optimizer):
     def _ready(self) -> list[Group]:
         """The stacks of each group; made anew when parameters were frozen, unfrozen, moved, cast, added or loaded."""
         params = [p for group in self.param_groups for p in group["params"]]
-        signature = tuple((p.requires_grad, p.dtype, p.device) for p in params)
+        signature = tuple((id(p), p.requires_grad, p.dtype, p.device) for p in params)
         if self._bound is None or signature != self._signature:
             check_devices(params)
             self._bound = [
-                Group(group["params"], self._leaves.__getitem__, parts, self.state)
+                Group(group["params"], self._leaves.__getitem__, parts, self.state, self._ranks)
                 for group, parts in zip(self.param_groups, self.parts, strict=True)
             ]
             stacks = [stack for group in self._bound for stack in group.stacks]
             total = float(sum(float(stack.numbers["mass"].sum()) for stack in stacks))
             for stack in stacks:
                 stack.set_radii(total)
+            share_out(stacks, self._ranks)
+            meshes = dict.fromkeys(sharded.device_mesh for p in params if (sharded := as_dtensor(p)) is not None)
+            self._together = list(dict.fromkeys([*map(ranks_of, meshes), *([self._ranks] if self._ranks else [])]))
             self._signature = signature
         return self._bound
 
@@ -247,12 +276,13 @@ class Optimizer(torch.optim.Optimizer):
         checkpoint.tell_numbers(self.state, self._leaves)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_leaves", "_guard", "parts", "_default_parts")
+        own = ("_placed", "_guard", "parts", "_default_parts")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._bound, self._signature, self._evaluating, self._validation = None, (), False, {}
+        self._ranks, self._together = None, []
 
     # ---- looking
 
@@ -265,9 +295,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def still(self) -> list[tuple[str, str]]:
         """The leaves that a step would not move, and why."""
-        out = []
+        out, leaves = [], self._leaves
         for group in self.param_groups:
-            for leaf, parameter in ((leaf, p) for p in group["params"] for leaf in self._leaves[p]):
+            for leaf, parameter in ((leaf, p) for p in group["params"] for leaf in leaves[p]):
                 reasons = {
                     "frozen (requires_grad=False)": not parameter.requires_grad,
                     "mass 0": leaf.mass == 0,
@@ -285,8 +315,11 @@ class Optimizer(torch.optim.Optimizer):
         >>> ng.optimizer(ng.nn.Linear(4, 2, zero=True)).sizes()
         {'weight': 0.0}
         """
-        params = [p for group in self.param_groups for p in group["params"]]
-        return {leaf.name: float(leaf.norm.norm(leaf.read(p))) for p in params for leaf in self._leaves[p]}
+        out = {}
+        for p, leaves in self._leaves.items():
+            whole = p if (sharded := as_dtensor(p)) is None else sharded.full_tensor()
+            out |= {leaf.name: float(leaf.norm.norm(leaf.read(whole))) for leaf in leaves}
+        return out
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -330,10 +363,9 @@ class Optimizer(torch.optim.Optimizer):
             leaf: r for stack in stacks for leaf, r in zip(stack.leaves, stack.radius.flatten().tolist(), strict=True)
         }
         still = dict(self.still())
-        rows = [("leaf", "role", "lr", "radius", "moved", "")]
+        rows, leaves = [("leaf", "role", "lr", "radius", "moved", "")], self._leaves
         for group in self.param_groups:
-            leaves = [(parameter, leaf) for parameter in group["params"] for leaf in self._leaves[parameter]]
-            for parameter, leaf in leaves:
+            for parameter, leaf in ((p, leaf) for p in group["params"] for leaf in leaves[p]):
                 moved = int(self.state[parameter].get(state_key(leaf, "", "moved"), 0))
                 why = still.get(leaf.name, "" if moved else "no gradient yet, or steps too small for its dtype")
                 radius = f"{radii.get(leaf, 0.0):.4g}"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from normgeo.constraints import Constraint, Decay
@@ -83,6 +84,6 @@ def check_leaves(parameter: Tensor, leaves: Sequence[Leaf]) -> None:
     for leaf in leaves:
         if parameter.is_complex():
             raise ValueError(f"{leaf.name} is complex; norms here are real: store real and imaginary parts apart")
-        seen = tuple(leaf.read(parameter.detach()).shape)
+        seen = tuple(leaf.read(torch.empty(parameter.shape, device="meta")).shape)  # shards of it may not be divisible
         if seen != leaf.shape:
             raise ValueError(f"{leaf.name} has shape {seen}, but the plan was made for {leaf.shape}; compile again")

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 from normgeo.constraints import Rate
 from normgeo.optim.closure import Grads, hessian_vector_product
+from normgeo.optim.exchange import Task
 from normgeo.optim.guard import Verdict
 from normgeo.optim.stack import Stack, like
 from normgeo.steps import Stats
@@ -31,8 +32,8 @@ def alive(stack: Stack, verdict: Verdict) -> Tensor | None:  # -> (n,) bool, Non
 
 def direct(
     stack: Stack, living: Tensor | None, stats: Stats, graph: Grads | None, validation: Mapping[Parameter, Tensor]
-) -> Move:
-    """From gradients to the unit direction."""
+) -> Task[Move]:
+    """From gradients to the unit direction; a task, because other ranks may have to help."""
 
     def of_the_living(G: Tensor) -> Tensor:
         return G if living is None else torch.where(living.to(G.device).reshape(stack.radius.shape), G, 0)
@@ -49,7 +50,7 @@ def direct(
     stack.direction.observe(G, state["direction"], seen)
     D = stack.constraint.direct(M, W, state["constraint"])
     if D is None:
-        D = stack.direction(M, state["direction"], W)
+        D = yield from stack.turn(M, W)
     return Move(G, M, D, W, stack.radius, stack.leaves)
 
 

@@ -19,6 +19,7 @@ from normgeo.plan.overrides import Overrides
 from normgeo.plan.patterns import overrides
 from normgeo.plan.plan import Plan
 from normgeo.plan.recorded import Example, recorded
+from normgeo.plan.traced import traced
 
 __all__ = ["compile", "optimizer"]
 
@@ -49,12 +50,12 @@ def compile(
     operation that uses it, and its radius from its role (`normgeo.geometry.shares` says how).
 
     output: which of the tensors that the model gives counts, by name, position or function; by default the tensor itself,
-    .logits, .last_hidden_state or the only floating tensor. sensitivity: "declared" by modules and roles, or "measured" at
-    the example inputs (`Plan.refresh`). masses, norms, radii: values by pattern of leaf or module names; a mass is that
-    of each leaf. budgets: by pattern of parameter names, operators on gradients in place of the dual of the leaf's norm,
-    `optim.Operate(budget)`; filters, in place of the momentum too, `optim.Filter(budget)`; or one of these. roles: what
-    parameters are used as, by pattern, in place of what is found. splits: blocks of fused parameters, as
-    `{"*.qkv": "(three h d) i -> three h d i"}`.
+    .logits, .last_hidden_state or the only floating tensor. sensitivity: "declared" by modules and roles; or at the example
+    inputs "traced", from above (`normgeo.geometry.bounds`), or "measured", from below (`Plan.refresh`). masses, norms,
+    radii: values by pattern of leaf or module names; a mass is that of each leaf. budgets: by pattern of parameter names,
+    operators on gradients in place of the dual of the leaf's norm, `optim.Operate(budget)`; filters, in place of the
+    momentum too, `optim.Filter(budget)`; or one of these. roles: what parameters are used as, by pattern, in place of what
+    is found. splits: blocks of fused parameters, as `{"*.qkv": "(three h d) i -> three h d i"}`.
     strict=True makes an assumed factor an error. Nothing is JIT-compiled, and the model is left as it was.
 
     >>> import torch, normgeo as ng
@@ -66,10 +67,12 @@ def compile(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"compile takes a torch.nn.Module, got {model!r}")
-    if sensitivity not in ("declared", "measured"):
-        raise ValueError(f'sensitivity={sensitivity!r} is not known here; write sensitivity="declared" or "measured"')
-    if sensitivity == "measured" and example_inputs is None and example_kwargs is None:
-        raise ValueError('sensitivity="measured" needs inputs to measure at; write example_inputs=(x,)')
+    if sensitivity not in ("declared", "traced", "measured"):
+        raise ValueError(
+            f'sensitivity={sensitivity!r} is not known here; write sensitivity="declared", "traced" or "measured"'
+        )
+    if sensitivity != "declared" and example_inputs is None and example_kwargs is None:
+        raise ValueError(f'sensitivity="{sensitivity}" needs inputs to look at; write example_inputs=(x,)')
     if isinstance(example_inputs, Tensor):
         raise TypeError("example_inputs is a tuple of the model's arguments; write example_inputs=(x,)")
     inner = unwrapped(model)
@@ -81,6 +84,8 @@ def compile(
         plan = recorded(model, Example(example_inputs or (), example_kwargs, output), given)
     if sensitivity == "measured":
         plan = plan.refresh(model, example_inputs or (), example_kwargs, output=output)
+    if sensitivity == "traced":
+        plan = traced(plan, model, example_inputs or (), example_kwargs, output, strict)
     return _with_budgets(plan, budgets) if budgets else plan
 
 

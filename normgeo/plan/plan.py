@@ -203,7 +203,8 @@ class Plan:
 
     def holds(self, model: nn.Module, batch: Sequence[Any] | None = None) -> Verdict:
         """Whether the promise ‖f(w + Δ) - f(w)‖ ≤ ‖Δ‖ applies at the model's present weights and, if given, to these
-        inputs: all factors are bounds, weights are in the unit balls, and inputs no larger than was assumed.
+        inputs: all factors are bounds, weights are in the unit balls, and inputs no larger than was assumed. Plans that
+        were traced are for the weights and inputs that they were traced at.
 
         >>> import normgeo as ng
         >>> model = ng.nn.Linear(4, 2)

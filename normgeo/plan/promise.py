@@ -21,8 +21,16 @@ def judge(plan: Plan, model: nn.Module, batch: Sequence[Any]) -> Verdict:
     found = plan.find(model)
     moving = [leaf for leaf in plan.leaves if found[leaf.parameter].requires_grad]
     reasons = [f"{leaf.name}: x·μ is {_how(leaf)}" for leaf in moving if leaf.known != "bound"]
-    sizes = plan.sizes(model)
-    reasons += [f"{n}: its norm is {s:.4g}, outside the unit ball" for n, s in sizes.items() if not s <= 1 + 1e-5]
+    sizes, traced = plan.sizes(model), {leaf.name: leaf.at for leaf in plan.leaves if leaf.at is not None}
+    reasons += [
+        f"{n}: its norm is {sizes[n]:.4g}, and it was traced at {at:.4g}; compile again"
+        for n, at in traced.items()
+        if not abs(sizes[n] - at) <= 1e-5 * at
+    ]
+    rest = {n: s for n, s in sizes.items() if n not in traced}
+    reasons += [f"{n}: its norm is {s:.4g}, outside the unit ball" for n, s in rest.items() if not s <= 1 + 1e-5]
+    if traced and batch:
+        return Verdict((*reasons, "the plan was traced at its example inputs; compile again with these"))
     return Verdict((*reasons, *_larger(plan, batch)))
 
 

@@ -3,6 +3,7 @@
 from normgeo.rules.base import Rule
 from normgeo.rules.lags import AdamLags, LagCurve, best_momentum, saturating_lr
 from normgeo.rules.momentum import HeavyBall, Momentum, Plain
+from normgeo.rules.retune import Retune
 from normgeo.rules.tuned import TunedMomentum
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "LagCurve",
     "Momentum",
     "Plain",
+    "Retune",
     "Rule",
     "TunedMomentum",
     "best_momentum",

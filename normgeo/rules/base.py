@@ -30,6 +30,9 @@ class Rule(ABC):
     """
 
     needs: Mapping[str, int] = {}
+    entrywise = False
+    """whether every entry (every slice, along the independent axes) is smoothed on its own, so that a shard of a leaf is as
+    good as the leaf; of other rules a sharded leaf is seen whole, on every rank"""
 
     def init(self, W: Tensor, independent: int = 0) -> State:  # W (n, *shape)
         """State for weights W. `independent` axes after the first index slices that are dualized each on its own."""

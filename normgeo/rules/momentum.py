@@ -18,6 +18,8 @@ class Plain(Rule):
     tensor([[1.]])
     """
 
+    entrywise = True
+
     def update(self, G: Tensor, state: State) -> Tensor:
         return G
 
@@ -34,6 +36,7 @@ class Momentum(Rule):
     tensor([[0.1000]])
     """
 
+    entrywise = True
     beta: float = 0.9
     nesterov: bool = False
 
@@ -60,6 +63,7 @@ class HeavyBall(Rule):
     tensor([[1.9000]])
     """
 
+    entrywise = True
     beta: float = 0.9
     nesterov: bool = False
 

@@ -79,6 +79,9 @@ class Stats:
     line: Callable[[Tensor | float], tuple[Tensor, Tensor]] | None = None
     """η -> (loss, its derivative in η) at the weights W - η·r·D (before any constraint), for needs = {"closure": k,
     "moves": 1}; the closure runs for every η but 0. None in steps between the k-th ones."""
+    turn: int = 0
+    """how many steps the group has completed as the host knows it, for what is done every k steps; `count` leaves out those
+    that the device skipped"""
 
     @property
     def dual_norm(self) -> Tensor:  # ()

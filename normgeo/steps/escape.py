@@ -8,6 +8,7 @@ from torch import Tensor
 
 from normgeo.steps.base import Stats, StepSize, StepState, total
 from normgeo.steps.majorize import above
+from normgeo.steps.schedules import whole
 
 __all__ = ["Escape", "Prodigy"]
 
@@ -38,12 +39,18 @@ class Escape(StepSize):
         return {"eta": self.start}
 
     def value(self, stats: Stats, state: StepState) -> Tensor:
-        eta, g = state.shared["eta"], stats.dual_norm
-        away = total(
-            (move.M * (leaf["start"] - move.W)).sum() for move, leaf in zip(stats.moves, state.leaves, strict=True)
-        )
-        state.shared["eta"] = torch.maximum(eta, torch.where(g > 0, away / g, 0.0))
+        eta = state.shared["eta"]
+        state.shared["eta"] = torch.maximum(eta, distance(stats, state))
         return eta
+
+
+def distance(stats: Stats, state: StepState) -> Tensor:  # ()
+    """⟨M, W₀ - W⟩/‖M‖*, W₀ the "start" of each leaf: no more than how far the weights have come."""
+    g = stats.dual_norm
+    away = total(
+        (move.M * (leaf["start"] - move.W)).sum() for move, leaf in zip(stats.moves, state.leaves, strict=True)
+    )
+    return torch.where(g > 0, away / g, 0.0)
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,8 @@ class Prodigy(StepSize):
     In the norm of the largest entry, with sign descent, it is the published one without its moments (prodigyopt 1.1.2 with
     betas (1e-14, 0); at betas (0, 0) exactly it takes the new d). There the moments of Adam are weighted by d as well,
     here they are the rule's business. ‖s‖* costs a second duality map per leaf. β = 0 with `rules.Plain()` is `Escape`.
-    d never shrinks. With lr = 1 it is the formula. Source: Mishchenko and Defazio, arXiv 2306.06101.
+    That map is made every `every`-th step, and d moves only then: 10 saves nine tenths of its time in long runs, in short
+    ones d comes too late. d never shrinks. With lr = 1 it is the formula. Source: Mishchenko and Defazio, arXiv 2306.06101.
 
     >>> import normgeo as ng
     >>> opt = ng.optimizer(ng.nn.Linear(4, 2), step=ng.steps.Linear(100) * Prodigy(), lr=1.0)
@@ -64,12 +72,14 @@ class Prodigy(StepSize):
     beta: float = math.sqrt(0.999)
     coefficient: float = 1.0
     growth: float = math.inf
+    every: int = 1
     needs = {"moves": 1}  # noqa: RUF012
 
     def __post_init__(self) -> None:
         _positive("Prodigy", self.start)
         above("Prodigy", "coefficient", self.coefficient)
         above("Prodigy", "growth", self.growth, 1.0)
+        whole("Prodigy", "every", self.every)
         if not 0 <= self.beta <= 1:
             raise ValueError(f"Prodigy: beta is the weight on the past and must be in [0, 1], got {self.beta}")
 
@@ -86,6 +96,8 @@ class Prodigy(StepSize):
         state.shared["r"] = r = self.beta * state.shared["r"] + weight * away
         for move, leaf in both:
             leaf["s"] = self.beta * leaf["s"] + weight.to(leaf["s"]) * move.G
+        if stats.turn % self.every:
+            return d
         # ‖s‖* by the duality map, as for gradients: nuclear norms by SVD would wait for the device.
         size = total((move.radius * leaf["s"] * move.norm.dualize(leaf["s"])).sum() for move, leaf in both)
         estimate = torch.where(size > 0, self.coefficient * r / size, 0.0)

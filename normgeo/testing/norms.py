@@ -97,12 +97,19 @@ def _batch(norm: Norm, g: Tensor, w: Tensor) -> None:
 
 
 def _independence(norm: Norm, g: Tensor) -> None:
-    """Slices along independent axes do not see each other."""
+    """Slices along independent axes, or entries, do not see each other, where the norm says so."""
     if norm.independent:
         alone = torch.zeros_like(g)
         first = (0,) * norm.independent
         alone[first] = g[first]
         _equal("a slice on its own", norm.dualize(alone)[first], norm.dualize(g)[first])
+    if norm.entrywise:
+        every_other = (torch.arange(g.numel()) % 2 == 0).reshape(g.shape)
+        alone, d = norm.dualize(torch.where(every_other, g, 0)), norm.dualize(g)
+        _equal("an entry on its own", alone, torch.where(every_other, d, 0))
+    if norm.euclidean:
+        length = norm.dualize(torch.ones_like(g)).norm()
+        _equal("dualize(g) = c·g/‖g‖₂", norm.dualize(g), length * g / g.norm())
 
 
 def _projection(norm: Norm, w: Tensor, z: Tensor) -> None:
