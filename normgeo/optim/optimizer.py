@@ -315,7 +315,7 @@ class Optimizer(torch.optim.Optimizer):
         >>> ng.optimizer(ng.nn.Linear(4, 2, zero=True)).sizes()
         {'weight': 0.0}
         """
-        out = {}
+        out: dict[str, float] = {}
         for p, leaves in self._leaves.items():
             whole = p if (sharded := as_dtensor(p)) is None else sharded.full_tensor()
             out |= {leaf.name: float(leaf.norm.norm(leaf.read(whole))) for leaf in leaves}
