@@ -239,7 +239,134 @@ def lora():
     return nn.Sequential(LoRA(nn.Linear(8, 16)), nn.ReLU(), LoRA(nn.Linear(16, 4))), (rows(4, 8),), {}
 
 
-PLAIN = [mlp, raw, gpt, mha, cross, transformer, lstm, gru, resnet18, lora]
+class ConvNeXt(nn.Module):
+    """Depthwise 7×7, a normalisation of channels, an MLP (of 1×1 convolutions in the second block) and a layer scale."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(3, width, 4, 4), nn.LayerNorm(width), nn.Linear(width, 10)
+        self.blocks = nn.ModuleList(ConvNeXtBlock(width, one_by_one) for one_by_one in (False, True))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(self.norm(x.mean([-2, -1])))
+
+
+class ConvNeXtBlock(nn.Module):
+    def __init__(self, width, one_by_one):
+        super().__init__()
+        self.one_by_one = one_by_one
+        self.dw, self.norm = nn.Conv2d(width, width, 7, padding=3, groups=width), nn.LayerNorm(width)
+        layer = (lambda i, o: nn.Conv2d(i, o, 1)) if one_by_one else nn.Linear
+        self.up, self.down = layer(width, 4 * width), layer(4 * width, width)
+        self.gamma = nn.Parameter(torch.full((width,), 1e-6))
+
+    def forward(self, x):
+        x = self.norm(self.dw(x).permute(0, 2, 3, 1))
+        if self.one_by_one:
+            x = self.down(functional.gelu(self.up(x.permute(0, 3, 1, 2))))
+            return x * self.gamma.reshape(1, -1, 1, 1)
+        return (self.gamma * self.down(functional.gelu(self.up(x)))).permute(0, 3, 1, 2)
+
+
+def convnext():
+    return ConvNeXt(), (rows(2, 3, 16, 16),), {}
+
+
+class Swin(nn.Module):
+    """Windows of tokens, shifted in the second block; what is added to scores is picked from a table by distance."""
+
+    def __init__(self, width=8, heads=2, window=2):
+        super().__init__()
+        self.patches, self.norm, self.head = nn.Conv2d(3, width, 4, 4), nn.LayerNorm(width), nn.Linear(width, 10)
+        self.blocks = nn.ModuleList(SwinBlock(width, heads, window, shift) for shift in (0, 1))
+
+    def forward(self, x):
+        x = self.patches(x).permute(0, 2, 3, 1)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x).mean((1, 2)))
+
+
+class SwinBlock(nn.Module):
+    def __init__(self, width, heads, window, shift):
+        super().__init__()
+        self.heads, self.window, self.shift = heads, window, shift
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
+        at = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+        apart = at[:, None] - at + window - 1
+        self.register_buffer("index", apart[..., 0] * (2 * window - 1) + apart[..., 1])
+
+    def attend(self, x):
+        b, t, width = x.shape
+        q, k, v = self.qkv(x).reshape(b, t, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.table[self.index.view(-1)].view(t, t, -1).permute(2, 0, 1)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias.unsqueeze(0)
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, t, width))
+
+    def forward(self, x):
+        b, h, w, width = x.shape
+        m = self.window
+        y = torch.roll(self.norm1(x), (-self.shift, -self.shift), (1, 2))
+        y = y.view(b, h // m, m, w // m, m, width).transpose(2, 3).reshape(-1, m * m, width)
+        y = self.attend(y).view(b, h // m, w // m, m, m, width).transpose(2, 3).reshape(b, h, w, width)
+        x = x + torch.roll(y, (self.shift, self.shift), (1, 2))
+        return x + self.down(functional.gelu(self.up(self.norm2(x))))
+
+
+def swin():
+    return Swin(), (rows(2, 3, 16, 16),), {}
+
+
+class Mixer(nn.Module):
+    """Tokens are mixed by a map on the transposed axis."""
+
+    def __init__(self, tokens=4, width=8):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.across, self.back = nn.Linear(tokens, 6), nn.Linear(6, tokens)
+        self.up, self.down = nn.Linear(width, 16), nn.Linear(16, width)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def forward(self, x):
+        x = x + self.back(functional.gelu(self.across(self.norm1(x).transpose(1, 2)))).transpose(1, 2)
+        x = x + self.down(functional.gelu(self.up(self.norm2(x))))
+        return self.head(self.norm(x).mean(1))
+
+
+def mixer():
+    return Mixer(), (rows(2, 4, 8),), {}
+
+
+class TokenViT(nn.Module):
+    """A class token in front, raw positions, and q, k, v fused and split as timm does."""
+
+    def __init__(self, tokens=4, width=8, heads=2):
+        super().__init__()
+        self.cls_token, self.pos_embed = nn.Parameter(torch.zeros(1, 1, width)), nn.Parameter(torch.randn(1, 5, width))
+        self.heads, self.norm1, self.norm = heads, nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.q_norm, self.k_norm = nn.LayerNorm(width // heads), nn.LayerNorm(width // heads)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x):
+        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1) + self.pos_embed
+        b, t, width = x.shape
+        q, k, v = self.qkv(self.norm1(x)).reshape(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        y = functional.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        return self.head(self.norm(x + self.proj(y.transpose(1, 2).reshape(b, t, width)))[:, 0])
+
+
+def token_vit():
+    return TokenViT(), (rows(2, 4, 8),), {}
+
+
+PLAIN = [mlp, raw, gpt, mha, cross, transformer, lstm, gru, resnet18, convnext, swin, mixer, token_vit, lora]
 TRANSFORMERS = [gpt2, llama, qwen3, mixtral, mixtral_eager, bert, t5, vit, mamba, whisper]
 
 

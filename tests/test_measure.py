@@ -448,6 +448,18 @@ def test_the_promise_of_measured_plans_at_any_depth(name, depth):
     print(f"{name} {depth}: {max(found):.2f}")
 
 
+def test_where_the_search_stays_far_below_a_measured_promise_the_cap_does():
+    """White noise averages out: x·μ is so small that radii are at the cap of 1, and what is left is Σ r·‖J_ℓ‖."""
+    torch.manual_seed(0)
+    model, x = drawn(ng.nn.ResCNN(3, 6, 5, depth=1)), gaussian(2, 3, 6, 6)
+    plan = ng.compile(model, (x,)).refresh(model, (x,), draws=1)
+    assert any(leaf.source == "measured (cap)" for leaf in plan.leaves)
+    most = sum(
+        leaf.radius * product for leaf, product in zip(plan.leaves, products(model, x, draws=1).values(), strict=True)
+    )
+    assert 0.5 * most <= check_geometry(model, (x,), plan=plan, starts=2, iterations=8) <= most * 1.05 < 0.5
+
+
 def attack(name, depth, starts, seed=0):
     """With every weight at norm 1, so that no path is closed."""
     torch.manual_seed(seed)

@@ -50,11 +50,13 @@ def compiled(factory, **options):
 
 
 def roles(plan):
-    """name without numbers -> (role, norm, shape)."""
-    out = {}
+    """name -> (role, norm, shape), with * for numbers where all that they count are the same."""
+    out, alike = {}, {}
     for leaf in plan.leaves:
         name = re.sub(r"(?<=\.)\d+(?=\.)", "*", leaf.name)
-        out[name] = (leaf.role, type(leaf.norm).__name__, leaf.shape)
+        alike.setdefault(name, {})[leaf.name] = (leaf.role, type(leaf.norm).__name__, leaf.shape)
+    for name, its in alike.items():
+        out |= {name: next(iter(its.values()))} if len(set(its.values())) == 1 else its
     return out
 
 
@@ -196,7 +198,7 @@ def test_the_output_can_be_chosen():
             return {"first": self.a(x), "second": self.b(self.a(x))}
 
     model = Two()
-    with pytest.raises(ng.geometry.GeometryError, match=r"write output='first' .* second \(2, 4\)"):
+    with pytest.raises(ng.geometry.GeometryError, match=r"write output='first', .* second \(2, 4\)"):
         ng.compile(model, (rows(2, 4),))
     with pytest.raises(ng.geometry.GeometryError, match=r"b.weight is used, but not on the way.*get_parameter"):
         ng.compile(model, (rows(2, 4),), output="first")

@@ -258,6 +258,22 @@ def test_the_stretch_of_one_term_is_exact(seed):
     assert found == pytest.approx(float(best.amax().sqrt()), rel=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("before", ["rms", "sum"])
+@pytest.mark.parametrize("after", ["rms", "sum"])
+def test_the_stretch_on_axes_is_that_of_entries(before, after, seed):
+    """The closed form for entries that stay where they are, against the one that follows each."""
+    shape = (2, 3, 4)
+    source = Source(0, 12, Measure((0, 2), before))
+    root = Root(shape, [[source]])
+    slope = None if seed == 0 else gaussian(*shape, seed=seed)
+    numbers = torch.arange(24).reshape(shape)
+    for axes in ((), (2,), (1, 2), (0, 1, 2)):
+        short, long = (Local(root, shape, (Term(index, slope),)) for index in (None, numbers))
+        found = [stretch(local, source, Measure(axes, after)) for local in (short, long)]
+        assert found[0] == pytest.approx(found[1], rel=1e-12)
+
+
 # ---- plans
 
 

@@ -19,13 +19,12 @@ from torch.utils._pytree import tree_flatten, tree_map
 from normgeo.geometry.entries import Axis
 from normgeo.geometry.graph import Node
 from normgeo.geometry.operations.elementwise import PRODUCTS, SUMS
-from normgeo.geometry.operations.shape import COPIES, MOVES
+from normgeo.geometry.operations.shape import COPIES, JOINS, MOVES
 from normgeo.geometry.reading import Found, Reader, Weight
 from normgeo.geometry.record import Call, Value
 
 __all__ = ["Part", "parts"]
 
-JOINS = {"cat", "concat", "concatenate", "stack"}
 GATES = {"silu", "gelu", "sigmoid", "tanh", "relu", "softplus"}
 INTERCHANGEABLE = 4
 """more equal blocks than this that all go the same way are one leaf, with the maximum over blocks"""

@@ -38,7 +38,8 @@ class Entries:
 
     def follow(self, before: Tensor, after: Tensor) -> Entries | None:
         """The entries of `after`, a view of the tensor `before` that has these; None if they have no strides."""
-        if before.untyped_storage().data_ptr() != after.untyped_storage().data_ptr():
+        # By the storage itself: on the meta device all addresses are 0.
+        if before.untyped_storage()._cdata != after.untyped_storage()._cdata:
             return self if before.shape == after.shape else None
         # From memory to entries: each axis of `before` takes `step` in memory and `stride` in the parameter.
         known = sorted(

@@ -25,7 +25,7 @@ from torch.nn import Parameter
 from normgeo.geometry.declare import GeometryError
 from normgeo.geometry.differentiable import differentiable
 from normgeo.geometry.leaf import Leaf
-from normgeo.geometry.outputs import choose
+from normgeo.geometry.outputs import Wanted, choose
 from normgeo.linalg import RandomizedSVD, ascent
 from normgeo.norms import RMS, Norm, with_polar
 
@@ -71,7 +71,7 @@ def measure(
     inputs: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
-    output: str | int | Callable[[Any], Any] | None = None,
+    output: Wanted = None,
     axis: int = -1,
     output_norm: Norm | None = None,
     draws: int = 3,
@@ -163,7 +163,7 @@ def function_of(
     parameters: Mapping[str, Parameter],
     inputs: Sequence[Any],
     kwargs: Mapping[str, Any],
-    output: str | int | Callable[[Any], Any] | None,
+    output: Wanted,
 ) -> Callable[[Tensors], Tensor]:
     """weights by name ↦ output. Buffers are copies, for a forward that writes into them. A module that is used twice is
     given its weights once: torch's own tying would put them in twice and restore the second time what it had put in the

@@ -13,11 +13,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from normgeo.geometry.declare import GeometryError, declare
-from normgeo.geometry.outputs import choose
+from normgeo.geometry.outputs import Wanted, choose, fields
 from normgeo.geometry.registry import body, canonical_name, rule_of
 
 __all__ = ["Call", "Recording", "Span", "Value", "record"]
 
+VALUES = {"__bool__", "__int__", "__index__", "item", "tolist"}
+"""what a forward calls to decide by the value of a tensor"""
 IN_PLACE = {"iadd", "isub", "imul", "idiv", "itruediv", "ifloordiv", "ipow", "imod", "iand", "ior", "ixor"}
 
 
@@ -77,6 +79,10 @@ class Recording:
     inputs: list[Value]
     parameters: list[Value]
     output: Value
+    fields: dict[str, Value]
+    """everything that the model gave, by name or position"""
+    branches: tuple[str, ...] = ()
+    """modules that asked for the value of a tensor: other inputs may take another way through them"""
     consumers: dict[int, list[Call]] = field(default_factory=dict)
     """the calls that take a value, by its index"""
 
@@ -90,7 +96,7 @@ def record(
     model: nn.Module,
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None = None,
-    output: str | int | Callable[[Any], Any] | None = None,
+    output: Wanted = None,
 ) -> Recording:
     """Run the model once, in evaluation mode, and leave no trace of it: modes, buffers, random numbers, use_cache."""
     kwargs = dict(kwargs or {})
@@ -104,10 +110,10 @@ def record(
         except Exception as error:
             tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
             shapes = ", ".join(str(tuple(x.shape)) for x in tensors) or "no tensors"
-            raise ValueError(f"the model rejects example_inputs of shape {shapes}: {error}") from error
+            raise ValueError(f"the model rejects example_inputs of shape {shapes}{recorder.failure(error)}") from error
         with recorder:
             chosen = choose(given, output)
-    return recorder.finish(chosen)
+    return recorder.finish(chosen, fields(given))
 
 
 class Recorder(TorchFunctionMode):
@@ -119,6 +125,7 @@ class Recorder(TorchFunctionMode):
         self.calls: list[Call] = []
         self.spans: list[Span] = []
         self.open: list[Span] = []
+        self.branches: dict[str, None] = {}
         self.values: dict[int, Value] = {}
         self.count = 0
         self.parameters = [self._new(parameter, "parameter") for parameter in model.parameters()]
@@ -134,6 +141,8 @@ class Recorder(TorchFunctionMode):
         seen_args, seen_kwargs = tree_map(self._seen, (tuple(args), kwargs))
         before = args[0].clone() if _writes(func, args, kwargs) else None
         out = func(*args, **kwargs)
+        if getattr(func, "__name__", "") in VALUES:
+            self.branches[self.open[-1].path if self.open else ""] = None
         self._note(func, seen_args, seen_kwargs, out)
         if before is not None:
             seen_args[0].tensor = before
@@ -149,8 +158,19 @@ class Recorder(TorchFunctionMode):
                 hooks.enter_context(module.register_forward_hook(leave, with_kwargs=True))
             yield
 
-    def finish(self, output: Tensor) -> Recording:
-        return Recording(self.calls, self.spans, self.inputs, self.parameters, self._seen(output))
+    def finish(self, output: Tensor, given: Mapping[str, Tensor]) -> Recording:
+        seen = {name: self._seen(x) for name, x in given.items()}
+        found = (self.calls, self.spans, self.inputs, self.parameters, self._seen(output), seen)
+        return Recording(*found, tuple(self.branches))
+
+    def failure(self, error: Exception) -> str:
+        """Where and why the forward stopped, for messages."""
+        at = self.open[-1] if self.open else None
+        where = f", in {at.path} ({type(at.module).__name__})" if at and at.path else ""
+        if any(value.tensor.is_meta for value in self.parameters) and "meta" in str(error):
+            why = "its way depends on values of tensors, and on the meta device they have none; compile it on the CPU"
+            return f"{where}: {why} ({error})"
+        return f"{where}: {error}"
 
     def _hooks(self, path: str) -> tuple[Callable[..., None], Callable[..., None]]:
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:

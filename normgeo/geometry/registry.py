@@ -56,6 +56,7 @@ def body(function: Any) -> Callable[..., Any] | None:
     if not isinstance(function, FunctionType) or not function.__module__.startswith("torch"):
         return None
     checks = [name for name in function.__code__.co_names if name.startswith("has_torch_function")]
+    checks = [name for name in checks if name in function.__globals__]
     if not checks or function.__name__.startswith("__"):
         return None
     names = {**function.__globals__, **dict.fromkeys(checks, lambda *_: False)}

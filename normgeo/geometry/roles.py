@@ -25,7 +25,7 @@ Groups = tuple[tuple[str, tuple[Axis, ...]], ...]
 TABLES = {"embedding", "positions", "token"}
 ROLES = (
     *("linear", "head", "router", "gate", "recurrent", "expert", "lora A", "lora B", "convolution", "embedding"),
-    *("positions", "token", "bias", "gain", "scalar", "bias table", "state space"),
+    *("positions", "token", "bias", "gain", "scalar", "bias table", "state space", "unused"),
 )
 VECTORS: dict[str, Norm] = {"bias": RMS(), "gain": Linf(), "state space": Linf(), "bias table": Linf()}
 
@@ -121,7 +121,7 @@ def _table(reader: Reader, tables: Sequence[Found], others: Sequence[Found]) -> 
         reader.graph.use(parameter, found.node, role=role, norm=norm, input_norm=typical(1.0), view=view)
     for found in others:
         # |⟨Δ_i, x⟩| is √d·RMS(Δ_i)·RMS(x) for a random x, and at most √d times as much.
-        size = typical(math.sqrt(shape[axis]))
+        size = typical(1.0 if found.role in VECTORS else math.sqrt(shape[axis]))
         reader.graph.use(parameter, found.node, role=role, norm=norm, input_norm=size, view=view)
 
 

@@ -5,6 +5,7 @@
     trunk              maps that all data pass through, n a place  1/n       1/n         1/M
     hidden             maps that data can go around             1/n          1/n         1/M
     vectors            biases, gains, scalars                   c/n          1/n         c/M
+    unused             what roles= calls so                     0            1           0
 
 On a stream that n branches add to, one branch has about the share 1/n in what is read from it, and the same share of the
 mass: the depth cancels. Measured on ordinary residual streams, radii without any factor of depth kept the best learning
@@ -36,6 +37,7 @@ REASONS = {
     "input": "tables of rows, and tokens, share a mass of 1; a table that is the head too has a mass of 1 more",
     "trunk": "all data pass through it: a mass of 1, shared with others at the same place",
     "hidden": "data can go around it: it shares a mass of 1 with all such maps, and has the same share of the change",
+    "unused": "it has no mass, because roles= says that the output does not depend on it",
     "vectors": f"biases, gains and scalars share a mass of {VECTOR_SHARE:g}",
 }
 
@@ -59,6 +61,8 @@ def shares(graph: Graph, output: Node, leaves: Mapping[str, Sequence[Use]]) -> d
     for name, uses in leaves.items():
         kind, share = group[name][0], 1 / size[group[name]]
         mass, reach = share * (VECTOR_SHARE if kind == "vectors" else 1.0), share
+        if kind == "unused":
+            mass, reach = 0.0, 1.0
         matrices = [use.input_norm.value for use in uses if use.input_norm.value > 1]
         if kind == "input" and matrices:
             mass, reach = mass + 1.0, reach + max(matrices)
@@ -88,6 +92,8 @@ def _group(uses: Sequence[Use], trunk: frozenset[int]) -> tuple[str, int]:
     role = uses[0].role.split(",")[0]
     if role in INPUTS or role in VECTORS:
         return ("input" if role in INPUTS else "vectors"), 0
+    if role == "unused":
+        return "unused", 0
     through = [use.node for use in uses if use.node in trunk]
     return ("trunk", through[0]) if through else ("hidden", 0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from normgeo.geometry.graph import Node
-from normgeo.geometry.operations.shape import MOVES
+from normgeo.geometry.operations.shape import JOINS, MOVES
 from normgeo.geometry.reading import Found, Mixed, Reader, Weight
 from normgeo.geometry.record import Call, Value
 
@@ -18,15 +18,15 @@ LINEAR = {"linear", "matmul", "mm", "addmm", "bmm"}
 
 def is_head(reader: Reader, found: Found) -> bool:
     """Whether nothing but scalings, biases and moves is between the linear map and the output."""
-    value: Value | None = reader.recording.output
-    while value is not None and value.call is not None:
-        call = value.call
+    ends = [reader.recording.output]
+    while ends:
+        call = ends.pop().call
         if call is found.call:
             return True
-        if call.name not in PLAIN | SUMS | {"log_softmax", "softmax", "sigmoid"}:
-            return False
-        data = [x for x in call.inputs if isinstance(reader.meaning.get(x.index), Node)]
-        value = data[0] if len({x.index for x in data}) == 1 else None
+        if call is not None and call.name in PLAIN | SUMS | {"log_softmax", "softmax", "sigmoid"}:
+            data = {x.index: x for x in call.inputs if isinstance(reader.meaning.get(x.index), Node)}
+            if len(data) == 1 or call.name in JOINS:
+                ends += data.values()
     return False
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from normgeo.budgets import Budget, DataMetric, DynamicDataMetric, Restricted
 from normgeo.geometry import unwrapped
+from normgeo.geometry.outputs import Wanted
 from normgeo.geometry.splits import Split
 from normgeo.norms import Norm
 from normgeo.optim import Direction, Filter, Operate, Optimizer
@@ -32,7 +33,7 @@ def compile(
     example_inputs: Sequence[Any] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     *,
-    output: str | int | Callable[[Any], Any] | None = None,
+    output: Wanted = None,
     sensitivity: str = "declared",
     masses: Mapping[str, float] | None = None,
     norms: Mapping[str, Norm] | None = None,
@@ -49,13 +50,14 @@ def compile(
     Any other model is recorded: it runs once on example_inputs and example_kwargs, every weight gets its role from the
     operation that uses it, and its radius from its role (`normgeo.geometry.shares` says how).
 
-    output: which of the tensors that the model gives counts, by name, position or function; by default the tensor itself,
-    .logits, .last_hidden_state or the only floating tensor. sensitivity: "declared" by modules and roles; or at the example
-    inputs "traced", from above (`normgeo.geometry.bounds`), or "measured", from below (`Plan.refresh`). masses, norms,
-    radii: values by pattern of leaf or module names; a mass is that of each leaf. budgets: by pattern of parameter names,
-    operators on gradients in place of the dual of the leaf's norm, `optim.Operate(budget)`; filters, in place of the
-    momentum too, `optim.Filter(budget)`; or one of these. roles: what parameters are used as, by pattern, in place of what
-    is found. splits: blocks of fused parameters, as `{"*.qkv": "(three h d) i -> three h d i"}`.
+    output: which of the tensors that the model gives counts, by name, position or function, or several at once (a tuple);
+    by default the tensor itself, .logits, .last_hidden_state or the only floating tensor. sensitivity: "declared" by
+    modules and roles; or at the example inputs "traced", from above (`normgeo.geometry.bounds`), or "measured", from below
+    (`Plan.refresh`). masses, norms, radii: values by pattern of leaf or module names; a mass is that of each leaf. budgets:
+    by pattern of parameter names, operators on gradients in place of the dual of the leaf's norm, `optim.Operate(budget)`;
+    filters, in place of the momentum too, `optim.Filter(budget)`; or one of these. roles: what parameters are used as, by
+    pattern, in place of what is found; "unused" for those that the output does not depend on and that may stay as they
+    are. splits: blocks of fused parameters, as `{"*.qkv": "(three h d) i -> three h d i"}`.
     strict=True makes an assumed factor an error. Nothing is JIT-compiled, and the model is left as it was.
 
     >>> import torch, normgeo as ng

@@ -52,6 +52,6 @@ def why(plan: Plan, name: str) -> str:
         f"{name}: {leaf.role}, {'×'.join(map(str, leaf.shape))}{seen}, in {leaf.norm}",
         f"radius {leaf.radius:.4g} = {leaf.mass:.4g}/{plan.mass:.4g} / ({leaf.input_norm:.4g}·{leaf.sensitivity:.4g}), "
         f"{leaf.source}, {leaf.known}" + (f": {REASONS[group]}" if group in REASONS else ""),
-        " → ".join([*plan.ways.get(name, ()), "output"]),
+        " → ".join([*plan.ways.get(name, ()), "output"]) if leaf.role != "unused" else "no way leads to the output",
     ]
     return "\n".join(lines)

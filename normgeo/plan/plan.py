@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from normgeo.geometry import Graph, Input, Leaf, Node, Sharpness
+from normgeo.geometry.outputs import Wanted
 from normgeo.linalg import Polar
 from normgeo.optim import Direction, Optimizer
 from normgeo.plan.groups import Precision, Target, groups_of, optimizer_of
@@ -175,7 +176,8 @@ class Plan:
         return self.rebuild(model)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial(Plan, directions=self.directions, inputs=self.inputs, axis=self.axis), (self.leaves,)
+        kept: dict[str, Any] = {"directions": self.directions, "inputs": self.inputs}
+        return functools.partial(Plan, unused=self.unused, axis=self.axis, **kept), (self.leaves,)
 
     def refresh(
         self,
@@ -183,7 +185,7 @@ class Plan:
         batch: Sequence[Any] | Mapping[str, Any],
         kwargs: Mapping[str, Any] | None = None,
         *,
-        output: str | int | Callable[[Any], Any] | None = None,
+        output: Wanted = None,
         draws: int = 3,
         backwards: int = 32,
         seed: int = 0,
@@ -194,6 +196,7 @@ class Plan:
         before keeps its radii.
 
         >>> import torch, normgeo as ng
+        >>> _ = torch.manual_seed(0)
         >>> model = ng.nn.MLP(4, 8, 2)
         >>> [leaf.source for leaf in ng.compile(model).refresh(model, (torch.ones(1, 4),)).leaves]
         ['measured', 'measured', 'measured']

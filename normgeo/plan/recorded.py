@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import Parameter
 
 from normgeo.geometry import GeometryError, Graph, Leaf, Node, Use, assumed, bound, typical, unwrapped
+from normgeo.geometry.outputs import Wanted
 from normgeo.geometry.reading import Reader
 from normgeo.geometry.record import record
 from normgeo.geometry.roles import ROLES, place, shaped
@@ -21,7 +22,7 @@ from normgeo.geometry.shares import Share, reaching, shares
 from normgeo.geometry.splits import blocks
 from normgeo.norms import Norm
 from normgeo.plan.leaves import by_name, leaf_of, some_parameters, ways
-from normgeo.plan.names import some
+from normgeo.plan.lost import lost_message
 from normgeo.plan.overrides import Overrides
 from normgeo.plan.patterns import overrides
 from normgeo.plan.plan import Plan
@@ -35,7 +36,7 @@ class Example:
 
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] | None = None
-    output: str | int | Callable[[Any], Any] | None = None
+    output: Wanted = None
 
 
 def recorded(model: nn.Module, example: Example, given: Overrides) -> Plan:
@@ -43,11 +44,7 @@ def recorded(model: nn.Module, example: Example, given: Overrides) -> Plan:
     parameters = some_parameters(inner)
     found = _run(inner, parameters, example, given)
     if given.strict and found.assumed:
-        each = ", ".join(f"{name} ({times} times)" for name, times in found.assumed.items())
-        raise GeometryError(
-            f"no rule says what {each} does to sizes, so it is assumed; write "
-            f'@normgeo.geometry.operation("{next(iter(found.assumed))}") above a rule, or drop strict=True'
-        )
+        raise GeometryError(_assumed(found))
     named = by_name(found.graph.uses, parameters)
     by_role = shares(found.graph, found.output, {leaf: each for leaf, (_, _, each) in named.items()})
     norms = given.norms_of(named)
@@ -92,14 +89,34 @@ def _run(model: nn.Module, parameters: Mapping[str, Parameter], example: Example
     known = reaching(reader.graph, end)
     graph = reader.graph
     graph.uses = [use for use in graph.uses if use.node in known]
-    used = {id(use.parameter) for use in graph.uses}
+    used = {id(use.parameter): use for use in graph.uses}
+    if wrong := [name for name, role in roles.items() if role == "unused" and id(parameters[name]) in used]:
+        op = graph.nodes[used[id(parameters[wrong[0]])].node].op
+        raise GeometryError(
+            f"roles: {wrong[0]} is called unused, but the output depends on it, through {op}; to leave it as it is, "
+            f'give it no mass: masses={{"{wrong[0]}": 0.0}}'
+        )
     missing = [name for name, p in parameters.items() if id(p) not in used]
     for name in list(missing):
         if _as_told(graph, end, roles.get(name), parameters[name]) or _like_sibling(graph, name, parameters):
             missing.remove(name)
     if lost := [name for name in missing if parameters[name].requires_grad]:
-        raise GeometryError(_lost(reader, lost, parameters))
+        raise GeometryError(lost_message(reader, lost, parameters))
     return Found(graph, end, tuple(missing), reader.assumed)
+
+
+def _assumed(found: Found) -> str:
+    each = ", ".join(f"{name} ({times} times)" for name, times in found.assumed.items())
+    first = next(iter(found.assumed))
+    node = next((node for node in found.graph.nodes if node.op == first), None)
+    place = f", first in {node.path}," if node and node.path else ""
+    rule = f'operation("{first}")'
+    if first[:1].isupper():  # a module that no mode can look into
+        rule = f"register({first})"
+    return (
+        f"no rule says what {each}{place} does to sizes, so it is assumed; write @normgeo.geometry.{rule} above a rule, or "
+        f"drop strict=True"
+    )
 
 
 def _as_told(graph: Graph, end: Node, role: str | None, parameter: Parameter) -> bool:
@@ -107,7 +124,8 @@ def _as_told(graph: Graph, end: Node, role: str | None, parameter: Parameter) ->
     if role is None:
         return False
     norm, view = shaped(role, tuple(parameter.shape))
-    graph.use(parameter, end, role=role, norm=norm, input_norm=typical(1.0), view=view)
+    node = graph.op("nothing", size=typical(1.0)) if role == "unused" else end
+    graph.use(parameter, node, role=role, norm=norm, input_norm=typical(1.0), view=view)
     return True
 
 
@@ -124,19 +142,3 @@ def _like_sibling(graph: Graph, name: str, parameters: Mapping[str, Parameter]) 
                     graph.use(parameters[name], graph.nodes[use.node], role=use.role, norm=use.norm, **options)  # type: ignore[arg-type]
                 return True
     return False
-
-
-def _lost(reader: Reader, lost: Sequence[str], parameters: Mapping[str, Parameter]) -> str:
-    name = lost[0]
-    seen = {id(found.weight.parameter) for found in reader.found}
-    others = f" (so are {some(lost[1:])})" if len(lost) > 1 else ""
-    freeze = f'model.get_parameter("{name}").requires_grad_(False)'
-    if id(parameters[name]) in seen:
-        return (
-            f"parameter {name} is used, but not on the way to the output{others}: choose the output that depends on it "
-            f"with output=..., or freeze it: {freeze}"
-        )
-    return (
-        f"parameter {name} is not used in this forward by any operation that can be seen{others}: give example inputs that "
-        f'reach it, say what it is with roles={{"{name}": "linear"}}, or freeze it: {freeze}'
-    )

@@ -31,6 +31,7 @@ def plan_to_json(plan: Plan) -> str:
         "leaves": [leaf_to_plain(leaf) for leaf in plan.leaves],
         "inputs": [dataclasses.asdict(x) for x in plan.inputs],
         "axis": plan.axis,
+        "unused": plan.unused,
         "directions": {name: to_plain(direction) for name, direction in plan.directions.items()},
     }
     return json.dumps(data, indent=1)
@@ -45,6 +46,7 @@ def fields_from_json(text: str) -> dict[str, Any]:
             "leaves": tuple(leaf_from_plain(leaf) for leaf in data["leaves"]),
             "inputs": tuple(Input(**x) for x in data.get("inputs", ())),
             "axis": data.get("axis", -1),
+            "unused": tuple(data.get("unused", ())),
             "directions": {name: from_plain(value) for name, value in data.get("directions", {}).items()},
         }
     except (KeyError, TypeError, ValueError) as error:

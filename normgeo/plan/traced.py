@@ -12,6 +12,7 @@ from torch import nn
 from normgeo.geometry import Factor, GeometryError, Leaf, unwrapped
 from normgeo.geometry.bounds import bounds
 from normgeo.geometry.measure import CAP
+from normgeo.geometry.outputs import Wanted
 from normgeo.geometry.reading import Reader
 from normgeo.geometry.record import record
 from normgeo.plan.names import some
@@ -25,7 +26,7 @@ def traced(
     model: nn.Module,
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None,
-    output: str | int | Callable[[Any], Any] | None,
+    output: Wanted,
     strict: bool = False,
 ) -> Plan:
     """The plan with x·μ of every leaf from above, at these inputs and the present weights, and the radii that follow.

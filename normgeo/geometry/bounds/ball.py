@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -37,21 +38,24 @@ def balls(leaf: Leaf, shape: Sequence[int]) -> list[Source]:
     norm, several, c = unscaled(leaf.norm)
     if leaf.view is None and not several and (choices := _on_axes(norm, shape)):
         return [Source(leaf.name, n / c**2, Measure(axes)) for axes, n in choices]
-    seen = entries(leaf, shape)
-    each = seen.reshape(-1, *seen.shape[seen.ndim - norm.ndim :])  # blocks first
+    each = (math.prod(leaf.shape[: len(leaf.shape) - norm.ndim]), *leaf.shape[len(leaf.shape) - norm.ndim :])
 
     def source(axes: Sequence[int], n: float) -> Source:
-        """A group for each place on the other axes."""
-        kept = [1 if a - 1 in axes else m for a, m in enumerate(each.shape)]
-        out = torch.full((math.prod(shape),), -1)
-        out[each.reshape(-1)] = torch.arange(math.prod(kept)).reshape(kept).expand(each.shape).reshape(-1)
-        return Source(leaf.name, n / c**2, None, out)
+        return Source(leaf.name, n / c**2, None, functools.partial(_groups, leaf, tuple(shape), each, tuple(axes)))
 
-    if choices := _on_axes(norm, each.shape[1:]):
+    if choices := _on_axes(norm, each[1:]):
         return [source(axes, n) for axes, n in choices]
     # Only the dual map of any other norm tells how long its unit vectors are; the one that it gives for noise is a guess.
-    drawn = leaf.norm.init(leaf.shape, torch.Generator().manual_seed(0)).reshape(len(each), -1)
+    drawn = leaf.norm.init(leaf.shape, torch.Generator().manual_seed(0)).reshape(each[0], -1)
     return [source(range(norm.ndim), float(drawn.square().sum(1).max()) * c**2)]
+
+
+def _groups(leaf: Leaf, shape: tuple[int, ...], each: tuple[int, ...], axes: tuple[int, ...]) -> Tensor:
+    """The group of every entry of a parameter: one for each block of the leaf and each place on the axes but these."""
+    kept = [1 if a - 1 in axes else m for a, m in enumerate(each)]
+    out = torch.full((math.prod(shape),), -1)
+    out[entries(leaf, shape).reshape(-1)] = torch.arange(math.prod(kept)).reshape(kept).expand(each).reshape(-1)
+    return out
 
 
 def is_known(norm: Norm) -> bool:

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from normgeo.geometry.bounds.ball import matrix_gain, unscaled
-from normgeo.geometry.bounds.local import Local, Measure, stretch
+from normgeo.geometry.bounds.local import Local, Measure, largest
 from normgeo.geometry.bounds.tracer import Linearized, Piece, linearization
 from normgeo.geometry.operations.contraction import LETTERS, _letters
 from normgeo.geometry.record import Value
 from normgeo.norms import RMSToRMS
 
-__all__ = ["bias_piece", "steepest"]
+__all__ = ["contract", "steepest"]
 
 
 def steepest(w: Tensor, floor: bool = True) -> float:
@@ -55,15 +55,16 @@ class Side:
     """where its own axes are in the output"""
 
 
-def contract(op: Linearized, a: Value, b: Value, letters: Sequence[str], extra: Sequence[Piece] = ()) -> Any:
-    """y = Σ a·b over the letters that y does not have."""
+def contract(op: Linearized, a: Value, b: Value, letters: Sequence[str], bias: Value | None = None) -> Any:
+    """y = Σ a·b over the letters that y does not have, plus a bias."""
     la, lb, lo = letters
     summed = [c for c in la if c in lb and c not in lo]
     if any((c not in lb and c not in lo) for c in la) or any((c not in la and c not in lo) for c in lb):
         return op.tracer.unknown(op)
     sides = [_side(op, x, mine, other, summed, lo) for x, mine, other in ((a, la, lb), (b, lb, la))]
     measure = Measure(_measured(op, sides))
-    pieces: list[Piece] = list(extra)
+    shift = None if bias is None else op.local(bias)
+    pieces: list[Piece] = [] if shift is None else [(shift.expanded(op.outputs[0].shape), measure, 1.0)]
     uses: list[tuple[str, float]] = []
     for side, other in (sides, sides[::-1]):
         if side.local is None:
@@ -73,7 +74,7 @@ def contract(op: Linearized, a: Value, b: Value, letters: Sequence[str], extra: 
         rest = _without(side.local, {name for name, _ in found})
         if rest is not None:
             pieces.append(_best(rest, _options(side, other, measure)))
-    return op.node(measure, [(x, measure if need is None else need, gain) for x, need, gain in pieces], uses)
+    return op.node(measure, pieces, uses)
 
 
 def _side(op: Linearized, x: Value, mine: str, other: str, summed: Sequence[str], out: str) -> Side:
@@ -146,10 +147,7 @@ def _options(side: Side, other: Side, measure: Measure) -> list[tuple[Measure, f
 
 
 def _best(local: Local, options: Sequence[tuple[Measure, float]]) -> Piece:
-    def most(measure: Measure) -> float:
-        return max(min(stretch(local, source, measure) for source in each) for each in local.root.sources)
-
-    measure, gain = min(options, key=lambda option: most(option[0]) * option[1])
+    measure, gain = min(options, key=lambda option: largest(local, option[0]) * option[1])
     return local, measure, gain
 
 
@@ -185,18 +183,12 @@ def _without(local: Local, names: set[str]) -> Local | None:
     return replace(local, root=replace(local.root, sources=left)) if left else None
 
 
-def bias_piece(op: Linearized, bias: Any) -> list[Piece]:
-    """What a bias adds to the last axes of the output, in whatever measure that has."""
-    local = op.local(bias) if isinstance(bias, Value) else None
-    return [] if local is None else [(local.expanded(tuple(op.outputs[0].shape)), None, 1.0)]  # type: ignore[list-item]
-
-
 @linearization("linear")
 def linear(op: Linearized) -> Any:
     x, w, bias = op.argument(0, "input"), op.argument(1, "weight"), op.argument(2, "bias")
     lead = LETTERS[: x.tensor.ndim - 1]
     letters = (f"{lead}i", "oi", f"{lead}o") if w.tensor.ndim == 2 else (f"{lead}i", "i", lead)
-    return contract(op, x, w, letters, bias_piece(op, bias))
+    return contract(op, x, w, letters, bias)
 
 
 @linearization("matmul", "rmatmul", "mm", "bmm", "mv", "dot", "inner", "vdot")
@@ -211,10 +203,10 @@ def addmm(op: Linearized) -> Any:
     if op.call.kwargs.keys() & {"alpha", "beta"} or len(op.call.inputs) != 3:
         return op.tracer.unknown(op)
     bias, a, b = op.call.inputs
-    return _matmul(op, a, b, bias_piece(op, bias))
+    return _matmul(op, a, b, bias)
 
 
-def _matmul(op: Linearized, a: Value, b: Value, extra: Sequence[Piece] = ()) -> Any:
+def _matmul(op: Linearized, a: Value, b: Value, bias: Value | None = None) -> Any:
     letters = [*_letters(a.tensor.ndim, b.tensor.ndim)]
     # An axis of one matrix for all is not shared.
     for c in letters[2]:
@@ -222,7 +214,7 @@ def _matmul(op: Linearized, a: Value, b: Value, extra: Sequence[Piece] = ()) -> 
             sizes = [x.shape[own.index(c)] for x, own in zip((a, b), letters, strict=False)]
             if sizes[0] != sizes[1]:
                 return op.tracer.unknown(op)
-    return contract(op, a, b, letters, extra)
+    return contract(op, a, b, letters, bias)
 
 
 @linearization("einsum")

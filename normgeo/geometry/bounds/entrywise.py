@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from normgeo.geometry.bounds.local import Local, Measure, Root, Term, merged, stretch
+from normgeo.geometry.bounds.local import Local, Measure, Root, Term, largest, merged
 from normgeo.geometry.bounds.tracer import MOST_TERMS, Linearized, linearization
 from normgeo.geometry.factor import assumed, bound
 from normgeo.geometry.operations.elementwise import ELSEWHERE, PRODUCTS, STEEPEST, SUMS
@@ -56,19 +56,10 @@ def combined(
     measure = Measure(_features([local for local, _ in parts], op.tracer.is_node))
     if floored:
         bare = [merged([local for local, _ in each]) for each in by_root.values()]
-        whole = [_larger(a, b, measure) for a, b in zip(whole, bare, strict=True)]
+        whole = [max(pair, key=lambda x: largest(x, measure)) for pair in zip(whole, bare, strict=True)]
     if steep:
         op.tracer.assumed[op.name] = op.tracer.assumed.get(op.name, 0) + 1
     return op.node(measure, [(x, measure, 1.0) for x in whole], known=assumed if steep else bound, output=output)
-
-
-def _larger(a: Local, b: Local, measure: Measure) -> Local:
-    """Of two derivatives by the same root, the one that stretches more."""
-
-    def most(local: Local) -> float:
-        return max(min(stretch(local, source, measure) for source in each) for each in local.root.sources)
-
-    return a if most(a) >= most(b) else b
 
 
 def _scaled(local: Local, slope: Tensor | None) -> Local:

@@ -27,14 +27,14 @@ change from features F to F' on the same tensor √(entries of F \\ F').
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["Local", "Measure", "Root", "Source", "Term", "merged", "stretch"]
+__all__ = ["Local", "Measure", "Root", "Source", "Term", "largest", "merged", "stretch"]
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ class Source:
     """n"""
     measure: Measure | None = None
     """of the root's own axes, where the groups are that"""
-    groups: Tensor | None = None
-    """the group of every entry, flat; -1 for those that do not move"""
+    groups: Callable[[], Tensor] | None = None
+    """the group of every entry, flat, -1 for those that do not move; made when it is asked for, since few are"""
 
     def at(self, shape: Sequence[int], j: Tensor) -> tuple[Tensor, Tensor]:
         """The group of the entries j of a root of this shape, and their places in it; -1 for those that do not move."""
         if self.measure is None:
             assert self.groups is not None
-            return torch.where(j >= 0, self.groups[j.clamp_min(0)], -1), j
+            return torch.where(j >= 0, self.groups()[j.clamp_min(0)], -1), j
         group, place, stride = torch.zeros_like(j), torch.zeros_like(j), 1
         for axis in reversed(range(len(shape))):
             at = j // stride % shape[axis]
@@ -180,14 +180,18 @@ def merged(locals_: Sequence[Local]) -> Local:
     return replace(locals_[0], terms=tuple(terms))
 
 
+def largest(local: Local, measure: Measure) -> float:
+    """The stretch of the source that is stretched most; of its balls the one that says least counts."""
+    return max(min(stretch(local, source, measure) for source in each) for each in local.root.sources)
+
+
 def stretch(local: Local, source: Source, measure: Measure) -> float:
     """The largest size of dy in this measure for a dx in the ball of the source, an upper bound."""
-    squares = measure.kind == "rms"
     if math.prod(local.shape) == 0:
         return 0.0
-    if squares and source.measure is not None and source.measure.kind == "rms" and local.plain:
+    if source.measure is not None and local.plain:
         return _on_axes(local, source, measure)
-    total = source.measure is not None and source.measure.kind == "sum"
+    squares, total = measure.kind == "rms", source.measure is not None and source.measure.kind == "sum"
     kept = [n if a not in measure.axes else 1 for a, n in enumerate(local.shape)]
     fiber = torch.arange(math.prod(kept)).reshape(kept).expand(local.shape)
     rows = sum((_size(term, local.shape) for term in local.terms), start=torch.zeros(()))
@@ -219,18 +223,22 @@ def stretch(local: Local, source: Source, measure: Measure) -> float:
 
 
 def _on_axes(local: Local, source: Source, after: Measure) -> float:
-    """The same bound for one term that leaves every entry where it is."""
+    """The same bound for one term that leaves every entry where it is: groups and fibers meet in axes that they share."""
     assert source.measure is not None
-    c, before = local.terms[0].slope, source.measure.axes
-    ratio = source.count / after.count(local.shape)
-    across = [a for a in after.axes if a not in before]
-    if c is None:
-        return math.sqrt(ratio * math.prod(local.shape[a] for a in across))
-    w = c.double().square().expand(local.shape)
-    inside = [a for a in after.axes if a in before]
-    w = w.amax(inside, keepdim=True) if inside else w
-    w = w.sum(across) if across else w
-    return math.sqrt(float(w.amax()) * ratio)
+    before, squares, total = source.measure, after.kind == "rms", source.measure.kind == "sum"
+    inside = [a for a in after.axes if a in before.axes]
+    across = [a for a in after.axes if a not in before.axes]
+    slope = local.terms[0].slope
+    c = torch.ones(()).double() if slope is None else slope.double().abs().expand(local.shape)
+    c = c.square() if squares or not total else c
+    if inside and slope is not None:
+        c = c.amax(inside, keepdim=True) if squares or total else c.sum(inside, keepdim=True)
+    elif not (squares or total):
+        c = c * math.prod(local.shape[a] for a in inside)
+    c = c if total else c * source.count
+    c = c if squares or total else c.sqrt()
+    c = c.sum(across) if across and slope is not None else c * math.prod(local.shape[a] for a in across)
+    return math.sqrt(float(c.amax()) / after.count(local.shape)) if squares else float(c.amax())
 
 
 def _size(term: Term, shape: Sequence[int]) -> Tensor:

@@ -23,6 +23,7 @@ MOVES = {
     "resolve_conj", "adjoint",
 }  # fmt: skip
 """in evaluation mode, in which recordings are made, dropout moves nothing at all"""
+JOINS = {"cat", "concat", "concatenate", "stack"}
 COPIES = {
     "to", "float", "half", "bfloat16", "double", "type", "type_as", "contiguous", "clone", "cpu", "cuda",
 }  # fmt: skip
@@ -62,7 +63,7 @@ def cuts(op: Operation) -> None:
     """No derivative passes."""
 
 
-@operation("cat", "concat", "concatenate", "stack", "hstack", "vstack", "column_stack")
+@operation(*JOINS, "hstack", "vstack", "column_stack")
 def joins(op: Operation) -> Meaning:
     parts = [op.meaning(x) for x in op.call.inputs]
     if not any(isinstance(part, Node) for part in parts):
