@@ -11,7 +11,7 @@ model = ng.nn.MLP(8, 32, 2)
 opt = ng.optimizer(model, lr=0.1)
 x = torch.randn(256, 8)
 data = DataLoader(TensorDataset(x, x[:, :2].sin()), batch_size=32)
-schedule = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.0, total_iters=40)
+schedule = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.0, total_iters=20)  # it advances with the optimizer
 
 accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
 model, opt, data, schedule = accelerator.prepare(model, opt, data, schedule)
