@@ -105,7 +105,8 @@ LISTED = """# Models that compile as they are
 Made by `python docs/generate_models.py` on one core. Sizes are tiny and weights random; tests/models.py has the models, the
 ones at the top in plain torch and those from gpt2 on from transformers 5, and tests/roles.py the roles that a person gave
 their weights. `normgeo explain MODULE:FACTORY` prints such a plan for yours, `normgeo explain transformers:gpt2` and
-`timm:resnet18` for a model of these libraries.
+`timm:resnet18` for a model of these libraries. How the default learning rate trains such models, and that it serves all
+widths and depths, is in the [results](results.md#models-as-they-are).
 
 {table}
 """

@@ -92,8 +92,8 @@ every change Δ of modular norm 1, to first order, at the example inputs and the
   reached whatever the depth; so for one leaf alone, the median over leaves of log₁₀ of bound over the largest ‖J_ℓᵀu‖* of
   32 backwards says more. Looser than 2 decades are gpt2, mamba and whisper, whose heads are tied to embeddings.
 - **assumed**: operations without a bound. Where there are some, the plan claims none, and what is found may exceed 1.
-- `ng.compile(GPT2LMHeadModel(GPT2Config()), (ids,), sensitivity="traced")`, 124 million random weights and 128 tokens, took
-  49 s of one core and 2.5 GB, 1.3 times a forward and backward (November 2026, on a busy machine). Worst cases multiply: its
+- `ng.compile(GPT2LMHeadModel(GPT2Config()), (ids,), sensitivity="traced")`, 124 million random weights and 128 tokens,
+  took 49 s of one core and 2.5 GB, 1.3 times a forward and backward (November 2026, busy). Worst cases multiply: its
   smallest radius is 1e-48.
 - Measured radii have a cap of 1, and a plan whose leaves are at the cap promises less than it may use: resnet18 and lora.
 

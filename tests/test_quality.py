@@ -93,7 +93,9 @@ def test_a_comparison_tunes_on_the_first_seed_and_then_runs_the_best_on_all():
     ((name, setting, _, validation, accuracy),) = study.rows(table, 3)
     assert (name, validation, accuracy) == ("AdamW", "1.000 ± 1.000", "")
     assert "lr 0.2" in setting
-    assert "best of 3" in setting
+    assert "(best of 3)" in setting
+    rising = Table(lambda trial: trial.entry.lr)
+    assert "(best of 3, end of the grid)" in study.rows(rising, 1)[0][1]
 
 
 @pytest.mark.parametrize("shift", [1.0, 1.3, 0.8])
@@ -137,7 +139,7 @@ def test_the_command_runs_what_it_is_asked_for(monkeypatch, capsys, tmp_path, so
 
 MISTAKES = {
     "study": (["--studies", "colour"], "--studies: unknown study 'colour'; choose from"),
-    "no classes": (["--studies", "width"], "--classes: an MLP needs labelled vectors"),
+    "no classes": (["--studies", "width"], "--classes: mlp needs labelled vectors"),
     "no file": (["--studies", "width", "--classes", "nowhere.npz"], "--classes: cannot read nowhere.npz"),
     "no text": (["--studies", "gpt", "--text", "nowhere.txt"], "--text: cannot read nowhere.txt"),
 }

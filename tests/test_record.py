@@ -117,10 +117,37 @@ def test_hidden_radii_do_not_depend_on_the_depth():
     radii = []
     for depth in (1, 2, 5):
         plan = ng.compile(GPT(depth=depth), (ids(),))
-        radii.append({leaf.role: leaf.radius for leaf in plan.leaves if leaf.role in ("linear", "head", "bias")})
+        radii.append({leaf.role: leaf.radius for leaf in plan.leaves if leaf.role in ("linear", "head", "gain")})
         assert len({round(leaf.radius, 9) for leaf in plan.leaves if leaf.role == "linear"}) == 1
     assert radii[0] == pytest.approx(radii[1])
     assert radii[0] == pytest.approx(radii[2])
+
+
+def test_biases_share_a_mass_of_one_and_add_up():
+    for model, inputs in ((GPT(depth=1), ids()), (GPT(depth=3), ids()), (nn.Linear(3, 2), rows(4, 3))):
+        plan = ng.compile(model, (inputs,))
+        biases = [leaf for leaf in plan.leaves if leaf.role == "bias"]
+        assert sum(leaf.mass for leaf in biases) == pytest.approx(1)
+        assert all(leaf.radius == pytest.approx(1 / (len(biases) * plan.mass)) for leaf in biases)
+
+
+def test_rows_of_all_tables_move_alike_tied_or_not():
+    for width, logits in ((16, 4), (64, 8), (256, 32)):
+        model = GPT(width=width)
+        for tied in (False, True):
+            if tied:
+                model.head.weight = model.wte.weight
+            plan = ng.compile(model, (ids(),))
+            radii = [leaf.radius * plan.mass for leaf in plan.leaves if leaf.name in ("wte.weight", "wpe.weight")]
+            assert radii == pytest.approx([2 / (1 + logits) if tied else 1.0] * 2)
+
+
+def test_kernels_of_more_taps_have_larger_radii():
+    model, inputs, _ = resnet18()
+    plan = ng.compile(model, inputs)
+    radius = {leaf.name: leaf.radius for leaf in plan.leaves}
+    assert radius["layers.2.conv1.weight"] == pytest.approx(3**0.5 * radius["layers.2.down.0.weight"])
+    assert radius["stem.weight"] == pytest.approx(3**0.5 * radius["fc.weight"])
 
 
 @pytest.mark.parametrize(

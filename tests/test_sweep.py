@@ -308,7 +308,7 @@ MISTAKES = {
     "factor": (["--ours", "meta*x"], "--ours: 'meta*x' has no number after the *"),
     "negative": (["--ours", "meta*-1"], "--ours: the factor of 'meta*-1' must be a finite number > 0"),
     "optimizer": (["--against", "adam"], "--against: unknown optimizer 'adam'; choose from adamw, muon"),
-    "kind": (["--problems", "poem"], "--problems: unknown kind 'poem'; choose from gpt, mlp, vit"),
+    "kind": (["--problems", "poem"], "--problems: unknown kind 'poem'; choose from gpt, gpt2, llama, mlp, vit"),
     "size": (["--problems", "quadratic wide 3"], "--problems: quadratic has no 'wide'; choose from condition"),
     "number": (
         ["--problems", "quadratic width x"],
@@ -317,7 +317,7 @@ MISTAKES = {
     "none": (["--problems", ","], "--problems: name at least one"),
     "steps": (["--steps", "many"], "--steps: whole numbers separated by commas, got 'many'"),
     "short": (["--steps", "5"], "--steps: at least one number, all at least 10, got '5'"),
-    "images": (["--problems", "vit"], "--images: a ViT needs labelled images; give an .npz file"),
+    "images": (["--problems", "vit"], "--images: vit needs labelled images; give an .npz file"),
     "no images": (["--problems", "vit", "--images", "nowhere.npz"], "--images: cannot read nowhere.npz"),
     "flat": (["--problems", "vit", "--images", "flat.npz"], "--images: an example of flat.npz has the shape (6,)"),
     "odd": (

@@ -4,6 +4,7 @@ import click
 
 from normgeo.cli.budgets import budgets
 from normgeo.cli.distributed import distributed
+from normgeo.cli.models import models
 from normgeo.cli.quality import quality
 from normgeo.cli.speed import speed
 
@@ -17,5 +18,6 @@ def bench() -> None:
 
 bench.add_command(budgets)
 bench.add_command(distributed)
+bench.add_command(models)
 bench.add_command(quality)
 bench.add_command(speed)

@@ -23,6 +23,8 @@ from normgeo.lab.corpus import Corpus, standard_library, text_file
 from normgeo.lab.errors import Diverged, UserError
 from normgeo.lab.landscapes import Factors, Landscape, Network, Quadratic, Rosenbrock, curvature
 from normgeo.lab.ledger import Ledger
+from normgeo.lab.model_studies import model_studies
+from normgeo.lab.models import ResNet18, ResNetPictures, TransformerText
 from normgeo.lab.optima import Bowl, Logistic
 from normgeo.lab.problems import Classes, Classify, Pictures, Problem, Score, Settings, Text, evaluate, labelled_file
 from normgeo.lab.quality import Comparison, Parabola, Sources, Study, Transfer, studies
@@ -66,6 +68,8 @@ __all__ = [
     "Quadratic",
     "Race",
     "Races",
+    "ResNet18",
+    "ResNetPictures",
     "Rosenbrock",
     "Score",
     "Settings",
@@ -76,6 +80,7 @@ __all__ = [
     "Timing",
     "Training",
     "Transfer",
+    "TransformerText",
     "Trial",
     "Trials",
     "UserError",
@@ -94,6 +99,7 @@ __all__ = [
     "labelled_file",
     "landscapes",
     "load_checkpoint",
+    "model_studies",
     "muon",
     "operated",
     "ours",

@@ -19,6 +19,8 @@ __all__ = ["COMPARISONS", "Contender", "Many", "adamw", "contenders", "muon", "o
 
 COMPARISONS = ("adamw", "muon", "grid", "none")
 GRID = (1e-3, 3e-3, 1e-2, 3e-2)
+HIDDEN = ("linear", "convolution")
+Compile = Callable[..., ng.Plan]
 
 
 class Many:
@@ -76,13 +78,34 @@ class Many:
             part.load_state_dict(state)
 
 
+class Flattened(torch.optim.Muon):
+    """torch's Muon, which takes matrices only, on weights of any shape: each as the matrix (out, rest) in its memory."""
+
+    def __init__(self, params: Iterable[nn.Parameter], **options: Any) -> None:
+        self.weights = list(params)
+        super().__init__([nn.Parameter(p.detach().view(len(p), -1)) for p in self.weights], **options)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        for weight, matrix in zip(self.weights, self.param_groups[0]["params"], strict=True):
+            matrix.grad = None if weight.grad is None else weight.grad.reshape(matrix.shape)
+        return super().step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        for weight in self.weights:
+            weight.grad = None
+
+
 @dataclass(frozen=True)
 class Contender:
     """A name, what it was given, and how to make its optimizer for a model."""
 
     name: str
     setting: str
-    make: Callable[[nn.Module], Many]
+    make: Callable[..., Many]
+    """for a model"""
+    compiles: bool = False
+    """`make` takes a second argument too, the function that compiles the plan of the model, in place of normgeo.compile"""
 
 
 def contenders(compare: Iterable[str], *, steps: int, lr: float, warmup: int) -> list[Contender]:
@@ -114,16 +137,16 @@ def ours(
     given = {"constraint": constraint, "rule": rule, "iterate": iterate}
     options: dict[str, Any] = {name: part for name, part in given.items() if part is not None}
     schedule = ng.steps.Linear(total=steps, warmup=warmup) if step is None else step
-    return Contender(
-        "normgeo",
-        ", ".join([setting, *map(str, options.values())]),
-        lambda model: Many(ng.optimizer(model, lr=lr, step=schedule, **options)),
-    )
+
+    def make(model: nn.Module, compile: Compile = ng.compile) -> Many:
+        return Many(compile(model).optimizer(model, lr=lr, step=schedule, **options))
+
+    return Contender("normgeo", ", ".join([setting, *map(str, options.values())]), make, compiles=True)
 
 
-def adamw(steps: int, lr: float, decay: float = 0.1) -> Contender:
+def adamw(steps: int, lr: float, decay: float = 0.1, warmup: int = 100) -> Contender:
     """torch.optim.AdamW on every parameter."""
-    schedule = ng.steps.Linear(total=steps, warmup=min(100, steps // 5))
+    schedule = ng.steps.Linear(total=steps, warmup=min(warmup, steps // 5))
 
     def make(model: nn.Module) -> Many:
         return Many(
@@ -134,29 +157,29 @@ def adamw(steps: int, lr: float, decay: float = 0.1) -> Contender:
 
 
 def muon(steps: int, lr: float, lr_rest: float, decay: float = 0.1) -> Contender:
-    """torch.optim.Muon on hidden matrices, AdamW on embeddings, head and the rest."""
+    """torch.optim.Muon on hidden matrices and kernels, AdamW on embeddings, head and the rest."""
     schedule = ng.steps.Linear(total=steps, warmup=min(20, steps // 5))
 
-    def make(model: nn.Module) -> Many:
-        leaves = {leaf.parameter: leaf.role for leaf in ng.compile(model).leaves}
-        hidden = [p for name, p in model.named_parameters() if leaves[name] == "linear"]
-        rest = [p for name, p in model.named_parameters() if leaves[name] != "linear"]
+    def make(model: nn.Module, compile: Compile = ng.compile) -> Many:
+        leaves = {leaf.parameter: leaf.role for leaf in compile(model).leaves}
+        hidden = [p for name, p in model.named_parameters() if leaves[name] in HIDDEN]
+        rest = [p for name, p in model.named_parameters() if leaves[name] not in HIDDEN]
         parts: list[torch.optim.Optimizer] = []
         if hidden:
-            parts.append(torch.optim.Muon(hidden, lr=lr, weight_decay=decay))
+            parts.append(Flattened(hidden, lr=lr, weight_decay=decay))
         if rest:
             parts.append(torch.optim.AdamW(rest, lr=lr_rest, betas=(0.9, 0.95), weight_decay=decay))
         return Many(*parts, schedule=schedule)
 
     setting = f"lr {lr:g} and {lr_rest:g}, {schedule.warmup} warm-up steps, linear to 0, decay {decay:g}"
-    return Contender("Muon + AdamW", setting, make)
+    return Contender("Muon + AdamW", setting, make, compiles=True)
 
 
 def operated(steps: int, lr: float, direction: Direction, warmup: int = 20) -> Contender:
     """The compiled plan with an operator budget on every weight in place of the dual of its norm; lr keeps its meaning."""
     schedule = ng.steps.Linear(total=steps, warmup=warmup)
 
-    def make(model: nn.Module) -> Many:
-        return Many(ng.compile(model, budgets={"*": direction}).optimizer(model, lr=lr, step=schedule))
+    def make(model: nn.Module, compile: Compile = ng.compile) -> Many:
+        return Many(compile(model, budgets={"*": direction}).optimizer(model, lr=lr, step=schedule))
 
-    return Contender("budget", f"lr {lr:g}, {warmup} warm-up steps, linear to 0", make)
+    return Contender("budget", f"lr {lr:g}, {warmup} warm-up steps, linear to 0", make, compiles=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional
 from normgeo.lab.corpus import Corpus
 from normgeo.lab.errors import UserError
 from normgeo.nn import GPT, MLP, ViT
+from normgeo.plan import Plan, compile
 
 __all__ = ["Classes", "Classify", "Pictures", "Problem", "Score", "Settings", "Text", "evaluate", "labelled_file"]
 
@@ -57,9 +59,18 @@ class Problem(ABC):
     def score(self, model: nn.Module, device: torch.device, *, final: bool) -> Score:
         """On data held out; a sample of it will do on the way."""
 
+    def compile(self, model: nn.Module, **options: Any) -> Plan:
+        """The plan of its network."""
+        return compile(model, **options)
+
+    def logits(self, model: nn.Module, x: Tensor) -> Tensor:
+        """What the network says of x."""
+        out: Tensor = model(x)
+        return out
+
     def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy in nats."""
-        return functional.cross_entropy(model(x).flatten(0, -2), y.flatten())
+        return functional.cross_entropy(self.logits(model, x).flatten(0, -2), y.flatten())
 
 
 # ---- text
@@ -136,7 +147,8 @@ class Text(Problem):
 
     def score(self, model: nn.Module, device: torch.device, *, final: bool) -> Score:
         windows = VALIDATION_WINDOWS if final else VALIDATION_WINDOWS // 8
-        return Score(evaluate(model, self.corpus.validation, self.settings.context, device, windows))
+        logits = partial(self.logits, model)
+        return Score(evaluate(logits, self.corpus.validation, self.settings.context, device, windows))
 
 
 @torch.no_grad()
@@ -235,7 +247,7 @@ class Classify(Problem):
     @torch.no_grad()
     def score(self, model: nn.Module, device: torch.device, *, final: bool) -> Score:
         x, y = self.data.x_test.to(device), self.data.y_test.to(device)
-        logits = model(x)
+        logits = self.logits(model, x)
         return Score(float(functional.cross_entropy(logits, y)), float((logits.argmax(-1) == y).float().mean()))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from normgeo.constraints import Decay
 from normgeo.lab.corpus import Corpus, standard_library, text_file
 from normgeo.lab.errors import UserError
+from normgeo.lab.models import FAMILIES, ResNetPictures, TransformerText, heads_of
 from normgeo.lab.optima import Bowl, Logistic
 from normgeo.lab.problems import Classes, Classify, Pictures, Problem, Settings, Text, labelled_file
 from normgeo.lab.trials import Entry, Outcome, Trial, Trials
@@ -27,8 +28,8 @@ Row = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the data are; makes a problem from its name and a seed: "gpt width 128 depth 3 steps 500". Kinds are gpt
-    (text), mlp (classes), vit (images), quadratic and logistic."""
+    """Where the data are; makes a problem from its name and a seed: "gpt width 128 depth 3 steps 500". Kinds are gpt, gpt2
+    and llama (text), mlp (classes), vit and resnet18 (images), quadratic and logistic."""
 
     text: Path | None = None
     classes: Path | None = None
@@ -41,13 +42,13 @@ class Sources:
             raise UserError(f"--problems: unknown kind {kind!r}; choose from {', '.join(KINDS)}")
         if kind in DRAWN:
             return "drawn"
-        option, path = {"gpt": ("--text", self.text), "vit": ("--images", self.images)}.get(
-            kind, ("--classes", self.classes)
-        )
+        paths = {"--text": self.text, "--images": self.images, "--classes": self.classes}
+        option = "--text" if kind in TEXTS else "--images" if kind in IMAGES else "--classes"
+        path = paths[option]
         if path is None and option == "--text":
             return f"Python {platform.python_version()}"
         if path is None:
-            what = "an MLP needs labelled vectors" if option == "--classes" else "a ViT needs labelled images"
+            what = f"{kind} needs labelled {'vectors' if option == '--classes' else 'images'}"
             raise UserError(f"{option}: {what}; give an .npz file, or leave the study out")
         try:
             return f"{path.name}, {path.stat().st_size} bytes"
@@ -64,24 +65,29 @@ class Sources:
             ) from None
         if unknown := sorted(set(sizes) - KINDS[kind]):
             raise UserError(f"--problems: {kind} has no {unknown[0]!r}; choose from {', '.join(sorted(KINDS[kind]))}")
+        if kind in FAMILIES:
+            sizes.setdefault("heads", heads_of(sizes.get("width", Settings.width)))
+            return TransformerText(Settings(**sizes, seed=seed), _corpus(self.text), kind)
         if kind == "gpt":
             return Text(Settings(**sizes, seed=seed), _corpus(self.text))
         if kind in DRAWN:
             return DRAWN[kind](**sizes, seed=seed)
-        path = self.images if kind == "vit" else self.classes
+        path = self.images if kind in IMAGES else self.classes
         assert path is not None, "`of` asks for it"
-        if kind == "vit":
-            return Pictures(_classes(path, "--images"), **sizes, seed=seed)
+        if kind in IMAGES:
+            return IMAGES[kind](_classes(path, "--images"), **sizes, seed=seed)
         return Classify(_classes(path), **sizes, seed=seed)
 
 
 DRAWN: dict[str, Callable[..., Problem]] = {"quadratic": Bowl, "logistic": Logistic}
+IMAGES: dict[str, type[Pictures]] = {"vit": Pictures, "resnet18": ResNetPictures}
+TEXTS = ("gpt", *FAMILIES)
 KINDS = {
     kind: {each.name for each in fields(made)} - {"data", "seed", "lr"}
     for kind, made in {
-        "gpt": Settings,
+        **dict.fromkeys(TEXTS, Settings),
         "mlp": Classify,
-        "vit": Pictures,
+        **IMAGES,
         "quadratic": Bowl,
         "logistic": Logistic,
     }.items()
@@ -135,6 +141,11 @@ class Comparison(Study):
     def best(self, trials: Trials, name: str) -> Entry:
         return min(self.field[name], key=lambda entry: _cost(trials[Trial(self.problem, entry, 0)], self.metric))
 
+    def at_end(self, name: str, entry: Entry) -> bool:
+        """Whether the lr is the first or last of three or more that were tried with the same other options."""
+        lrs = [each.lr for each in self.field[name] if each.others == entry.others]
+        return len(lrs) > 2 and entry.lr in (min(lrs), max(lrs))
+
     def rounds(self, trials: Trials, seeds: int) -> Iterator[Sequence[Trial]]:
         yield [Trial(self.problem, entry, 0) for grid in self.field.values() for entry in grid]
         best = [self.best(trials, name) for name in self.field]
@@ -146,7 +157,8 @@ class Comparison(Study):
             entry = self.best(trials, name)
             got = [trials[Trial(self.problem, entry, seed)] for seed in range(seeds)]
             accuracies = [100 * each.accuracy for each in got if each.accuracy is not None]
-            tuned = f" (best of {len(grid)})" if len(grid) > 1 else ""
+            end = ", end of the grid" if self.at_end(name, entry) else ""
+            tuned = f" (best of {len(grid)}{end})" if len(grid) > 1 else ""
             setting = entry.contender(trials.make(self.problem, 0).steps).setting + tuned
             numbers = (_spread([o.train for o in got]), _spread([o.validation for o in got]), _spread(accuracies, 1))
             out.append((name, setting, *numbers))

@@ -49,10 +49,11 @@ class Curve:
 class Training:
     """One contender's run. `advance` takes one step; `state` and `load_state` carry it over a restart bit by bit."""
 
-    def __init__(self, contender: Contender, problem: Problem, device: torch.device) -> None:
-        self.problem, self.device = problem, device
+    def __init__(self, contender: Contender, problem: Problem, device: torch.device, validations: int = 10) -> None:
+        self.problem, self.device, self.validations = problem, device, validations
         self.model = problem.model().to(device)
-        self.optimizer: Many = contender.make(self.model)
+        compile = (problem.compile,) if contender.compiles else ()
+        self.optimizer: Many = contender.make(self.model, *compile)
         self.curve = Curve(contender.name, contender.setting)
         self.step = 0
         self._losses: list[Tensor] = []
@@ -62,7 +63,7 @@ class Training:
         return self.step >= self.problem.steps
 
     def advance(self) -> None:
-        """One training step; every so often a point of the curve, and a validation at each tenth of the run."""
+        """One training step; every so often a point of the curve, and a validation at each tenth (or so) of the run."""
         started = time.perf_counter()
         x, y = (each.to(self.device) for each in self.problem.batch(self.step))
         self._losses.append(self._descend(x, y))
@@ -71,9 +72,11 @@ class Training:
             self._record()
         self.curve.seconds += time.perf_counter() - started
         self.curve.examples_per_second = self.step * y.numel() / self.curve.seconds
-        if self.step % max(1, self.problem.steps // 10) == 0 or self.done:
+        if self.step % max(1, self.problem.steps // self.validations) == 0 or self.done:
+            self.model.eval()
             with self.optimizer.averaged():
                 score = self.problem.score(self.model, self.device, final=self.done)
+            self.model.train()
             self._check(score.loss)
             self.curve.validated.append(self.step)
             self.curve.validation.append(score.loss)

@@ -51,6 +51,11 @@ class Entry:
     def lr(self) -> float:
         return float(dict(self.options)["lr"])
 
+    @property
+    def others(self) -> Entry:
+        """The same with all options but the learning rate."""
+        return Entry(self.maker, tuple(option for option in self.options if option[0] != "lr"))
+
     def contender(self, steps: int) -> Contender:
         return MAKERS[self.maker](steps, **dict(self.options))
 
@@ -133,7 +138,7 @@ def _one_thread() -> None:
 
 def _run(make: Source, trial: Trial) -> Outcome:
     problem = make(trial.problem, trial.seed)
-    training = Training(trial.entry.contender(problem.steps), problem, torch.device("cpu"))
+    training = Training(trial.entry.contender(problem.steps), problem, torch.device("cpu"), validations=1)
     try:
         while not training.done:
             training.advance()

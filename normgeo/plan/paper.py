@@ -20,8 +20,13 @@ def page(plan: Plan, markdown: bool = False) -> str:
     typical = sum(leaf.known != "bound" for leaf in plan.leaves)
     if not any(leaf.trainable for leaf in plan.leaves):
         return f"{table(plan.leaves, markdown)}\n{len(plan.leaves)} leaves, all frozen"
+    where = (
+        "at the traced weights and inputs"
+        if any(leaf.at is not None for leaf in plan.leaves)
+        else "inside the unit balls"
+    )
     promise = (
-        "all factors are bounds: η bounds the change of the output to first order, inside the unit balls"
+        f"all factors are bounds: η bounds the change of the output to first order, {where}"
         if not typical
         else f"{typical} of {len(plan.leaves)} leaves rest on typical factors: η is typical, not a bound"
     )
