@@ -264,27 +264,29 @@ def same_everywhere(model: nn.Module) -> None:
         assert all(torch.equal(w, other) for other in others), name
 
 
+def half_sharded(model: nn.Module, mesh: Any) -> nn.Module:
+    """Shards and plain parameters side by side."""
+    return fully_shard(model, mesh=mesh, ignored_params={model.up.weight, model.norm.weight})
+
+
 def trajectories(rank: int) -> None:
     world = distributed.get_world_size()
     warnings.simplefilter("ignore", UserWarning)
     everyone = distributed.group.WORLD
     same = {"split": world == 2}  # two halves of a batch add up in one way only
-    assert beside(ddp, rank, world, **same) == 0
+    assert beside(ddp, rank, world, steps=10, **same) == 0
     assert beside(ddp, rank, world, ranks=everyone, **same) == 0
-    assert beside(ddp, rank, world, ranks=everyone, constraint=ng.constraints.Sphere(), **same) == 0
+    assert beside(ddp, rank, world, ranks=everyone, constraint=ng.constraints.Sphere(1.0), steps=10, **same) == 0
     assert beside(fsdp, rank, world, constraint=ng.constraints.Decay(0.1), **same) == 0
-    assert beside(lambda m: fsdp(m, reshard_after_forward=False), rank, world, precision="fast", **same) == 0
-    polyak = {"step": ng.steps.Polyak(most=0.5), "closure": True}
+    assert beside(lambda m: fsdp(m, reshard_after_forward=False), rank, world, precision="fast", steps=10, **same) == 0
+    polyak = {"step": ng.steps.Polyak(most=0.5), "closure": True, "steps": 10}
     assert beside(fsdp, rank, world, **polyak, **same) <= 1e-6
     assert beside(ddp, rank, world, ranks=everyone, **polyak, **same) <= 1e-6
     assert beside(fsdp, rank, world, step=ng.steps.Armijo(), closure=True, steps=8, **same) <= 1e-6
     if world == 4:  # replicas of shards
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
-        assert beside(lambda m: fsdp(m, mesh), rank, world, split=False) == 0
-        mixed = beside(
-            lambda m: fully_shard(m, mesh=mesh["shard"], ignored_params={m.up.weight}), rank, world, split=False
-        )
-        assert mixed == 0
+        assert beside(lambda m: fsdp(m, mesh), rank, world, split=False, steps=10) == 0
+        assert beside(lambda m: half_sharded(m, mesh["shard"]), rank, world, split=False, steps=10) == 0
 
 
 def parts_and_placements(rank: int) -> None:
@@ -410,18 +412,19 @@ def resume(rank: int, folder: str, first: int, last: int, load: bool = True) -> 
         assert apart(model, twin) == 0, (options, world)
         model_state, optim_state = get_state_dict(model, opt)
         checkpoint.save({"model": model_state, "optim": optim_state}, checkpoint_id=f"{where}/{last}")
-        if last == FULL:
+        if last == FULL and world == 1:
             full_state(model, opt, plan, options, rank)
 
 
 def full_state(model: nn.Module, opt: Any, plan: Any, options: dict[str, Any], rank: int) -> None:
     """All of the state on rank 0, and from there to a network in one process and back to ranks."""
     everything = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    model_state, optim_state = get_state_dict(model, opt, options=everything)
+    model_state, optim_state = copy.deepcopy(get_state_dict(model, opt, options=everything))  # one rank's is alive
     other = fsdp(network(1))
     resumed = plan.optimizer(other, lr=0.1, **options)
     spread = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    set_state_dict(other, resumed, model_state_dict=model_state, optim_state_dict=optim_state, options=spread)
+    both = copy.deepcopy({"model_state_dict": model_state, "optim_state_dict": optim_state})  # torch puts shards there
+    set_state_dict(other, resumed, **both, options=spread)
     train(model, opt, range(FULL, FULL + 3))
     train(other, resumed, range(FULL, FULL + 3))
     assert apart(other, model) == 0
