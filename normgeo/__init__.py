@@ -1,6 +1,6 @@
 """Norm-based optimization for PyTorch: a network's modular norm, and the optimizer that follows from it."""
 
-from normgeo import budgets, constraints, geometry, linalg, nn, norms, optim, rules, steps, testing
+from normgeo import budgets, constraints, diagnostics, geometry, linalg, nn, norms, optim, rules, steps, testing
 from normgeo.budgets import Budget
 from normgeo.geometry import Leaf
 from normgeo.norms import Norm
@@ -16,6 +16,7 @@ __all__ = [
     "budgets",
     "compile",
     "constraints",
+    "diagnostics",
     "geometry",
     "linalg",
     "nn",

@@ -42,7 +42,7 @@ def weights(net):
 @pytest.mark.parametrize("constraint", [None, Decay(0.3)], ids=repr)
 def test_averages_keep_the_contract(iterate, constraint):
     make = lambda net: ng.optimizer(net, iterate=iterate, constraint=constraint)  # noqa: E731
-    check_optimizer(make, model(), loss, decays=constraint is not None)
+    check_optimizer(make, model(), loss, decays=constraint is not None, effort="quick")
 
 
 @given(st.floats(0.01, 0.999), st.integers(1, 8), st.integers(0, 100))

@@ -182,7 +182,7 @@ def test_budgets_train_and_keep_the_contract(name):
     def make(net):
         return ng.optimizer(net, direction=DIRECTIONS[name], lr=0.1)
 
-    check_optimizer(make, model(), loss)
+    check_optimizer(make, model(), loss, effort="quick")
     net = model()
     opt, start = make(net), loss(net)
     for _ in range(30):

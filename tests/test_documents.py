@@ -54,3 +54,22 @@ def test_public_names_are_what_the_rooms_say():
 def _kind(name: str) -> int:
     """Constants, then classes, then functions, as the linter sorts them."""
     return 0 if name.isupper() and len(name) > 1 else 1 if name[0].isupper() else 2
+
+
+def test_every_line_of_the_migration_page_runs():
+    import torch
+
+    programs = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "migration.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert len(programs) >= 8
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    names = {"model": model, "x": torch.randn(3, 4)}
+    *settings, loop = programs
+    for program in settings:
+        exec(compile(program, "docs/migration.md", "exec"), names)
+        if "opt" in names:
+            before = [p.detach().clone() for p in model.parameters()]
+            exec(compile(loop, "docs/migration.md", "exec"), names)
+            assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)), program

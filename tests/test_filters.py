@@ -59,7 +59,7 @@ def test_filters_train_and_keep_the_contract(name):
     def make(net):
         return ng.optimizer(net, direction=DIRECTIONS[name], rule=Plain(), lr=0.1)
 
-    check_optimizer(make, model(), loss)
+    check_optimizer(make, model(), loss, effort="quick")
     net = model()
     start = loss(net)
     train(make(net), net, 25)

@@ -223,7 +223,7 @@ def test_tuned_momentum_keeps_the_contract(rule):
     net = (ng.nn.Linear(6, 3) @ ng.nn.ReLU() @ ng.nn.Linear(4, 6)).double()
     x = gaussian(8, 4)
     make = lambda net: ng.optimizer(net, rule=rule, constraint=Decay(0.0))  # noqa: E731
-    check_optimizer(make, net, lambda net: (net(x) - 1).square().mean(), steps=6)
+    check_optimizer(make, net, lambda net: (net(x) - 1).square().mean(), steps=6, effort="quick")
 
 
 def streamed(optimizer, weights, retune, gs, after=lambda t: None):

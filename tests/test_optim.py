@@ -54,7 +54,13 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_contract(options):
-    check_optimizer(lambda model: ng.optimizer(model, lr=0.1, **options), gpt(), loss, decays="constraint" in options)
+    check_optimizer(
+        lambda model: ng.optimizer(model, lr=0.1, **options),
+        gpt(),
+        loss,
+        decays="constraint" in options,
+        effort="quick",
+    )
 
 
 @pytest.mark.parametrize("decay", [None, Decay(0.2)])

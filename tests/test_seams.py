@@ -176,7 +176,7 @@ PARTS = {
 @pytest.mark.parametrize("name", PARTS)
 def test_foreign_parts_keep_the_contract(name):
     """Checkpoints, copies, NaN and lr = 0 work for state that the optimizer has never heard of."""
-    check_optimizer(lambda net: ng.optimizer(net, **PARTS[name]), model(), loss)
+    check_optimizer(lambda net: ng.optimizer(net, **PARTS[name]), model(), loss, effort="quick")
     net = model()
     start = loss(net)
     steps(ng.optimizer(net, **{**PARTS[name]}), net, 30)

@@ -601,7 +601,7 @@ def train(opt, net, kind, n=1):
 def test_rules_keep_the_contract(name, parts):
     step, kind = RULES[name]
     make = lambda net: ng.optimizer(net, step=step, lr=1.0 if name != "IDBD" else 0.1, **parts)  # noqa: E731
-    check_optimizer(make, model(), loss, decays="constraint" in parts, closure=kind)
+    check_optimizer(make, model(), loss, decays="constraint" in parts, closure=kind, effort="quick")
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -123,7 +123,7 @@ class ScheduledDecay(Constraint):
         return {"square": W.new_zeros(len(W)), "weight": W.new_zeros(len(W))}
 
     def tangent(self, W: Tensor, G: Tensor, state: dict[str, Tensor]) -> Tensor:
-        square = G.flatten(1).square().mean(1)
+        square = G.reshape(len(G), -1).square().mean(1)
         state["square"] = torch.lerp(square, state["square"], self.beta)
         state["weight"] = torch.lerp(torch.ones_like(square), state["weight"], self.beta)
         return G

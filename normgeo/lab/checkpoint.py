@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,12 @@ def save_checkpoint(path: Path, data: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """The newest checkpoint that can be read."""
+    """The newest checkpoint that is whole: every part of it has the checksum that it was written with."""
     for candidate in (path, path.with_name(path.name + ".previous")):
         try:
+            with zipfile.ZipFile(candidate) as parts:  # torch.load would take damaged numbers for good ones
+                if parts.testzip() is not None:
+                    continue
             data: dict[str, Any] = torch.load(candidate, map_location=device, weights_only=True)
             return data
         except FileNotFoundError:

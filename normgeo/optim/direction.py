@@ -12,7 +12,7 @@ from normgeo.norms import Norm
 from normgeo.rules.base import State
 from normgeo.steps import Stats
 
-__all__ = ["Direction", "Dualize"]
+__all__ = ["Direction", "Dualize", "with_axes"]
 
 
 class Direction(ABC):
@@ -42,6 +42,11 @@ class Direction(ABC):
     @abstractmethod
     def __call__(self, M: Tensor, state: State, W: Tensor) -> Tensor:
         """The direction D."""
+
+
+def with_axes(x: Tensor) -> Tensor:  # (n,) -> (n, 1), (n, *shape) as it is
+    """Numbers as vectors of one entry, for operators on what a leaf's axes index."""
+    return x.unsqueeze(1) if x.ndim == 1 else x
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from normgeo.budgets import (
     Restricted,
 )
 from normgeo.norms import Norm
-from normgeo.optim.direction import Direction
+from normgeo.optim.direction import Direction, with_axes
 from normgeo.rules.base import State
 from normgeo.steps import Stats
 
@@ -81,16 +81,17 @@ class Filter(Direction):
         return replace(self, norm=self.norm or norm)
 
     def init(self, W: Tensor) -> State:
+        W = with_axes(W)
         return {**self._lags.init(W), "gradient": torch.zeros_like(W)}
 
     def observe(self, G: Tensor, state: State, stats: Stats) -> None:
         if self.source == "cross":
             assert stats.validation is not None, "the optimizer refuses such steps"
             G = stats.validation
-        state["gradient"] = G
+        state["gradient"] = with_axes(G)
 
     def __call__(self, M: Tensor, state: State, W: Tensor) -> Tensor:
-        self._lags.observe(M, state, state["gradient"])
+        self._lags.observe(with_axes(M), state, state["gradient"])
         q, past = self.budget.maximizer(state["moment"]), state["past"].flatten(2)
         D = torch.einsum("nkij,nkj->ni", q, past) if self._matrices else (q * past).sum(1)
         D = D.reshape(M.shape)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from normgeo.budgets import Budget, DataMetric, DiagonalMoment, FullMoment, KroneckerMoment, Moment, on_values
 from normgeo.norms import Norm
-from normgeo.optim.direction import Direction
+from normgeo.optim.direction import Direction, with_axes
 from normgeo.rules.base import State
 from normgeo.steps import Stats
 
@@ -76,6 +76,7 @@ class Operate(Direction):
     def init(self, W: Tensor) -> State:
         if self._on_steps:
             return {}
+        W = with_axes(W)
         moment = self._moment(W)
         kept = moment.init(W)
         q, basis = self._best(moment, kept, W)
@@ -89,6 +90,7 @@ class Operate(Direction):
             if stats.validation is None:
                 return
             G, other = (G, stats.validation) if self.source == "cross" else (stats.validation, None)
+        G, other = with_axes(G), other if other is None else with_axes(other)
         moment, kept = self._moment(G), _part("moment", state)
         moment.observe(G, kept, other)
         state.update(_named("moment", kept))
@@ -98,15 +100,17 @@ class Operate(Direction):
             state.update({**_named("basis", basis), "operator": q})
 
     def __call__(self, M: Tensor, state: State, W: Tensor) -> Tensor:
+        given, M = M.shape, with_axes(M)
         if isinstance(self.budget, Budget) and self.budget.kind == "step":
             D = self.budget.maximizer(M)
         elif state["operator"].ndim == 2:
             D = self._moment(M).apply(state["operator"], _part("basis", state), M)
         else:
             D = (state["operator"] @ M.flatten(1).unsqueeze(-1)).reshape(M.shape)
+        D = D.reshape(given)
         if self.size == "budget" or self.norm is None:
             return D
-        length = self.norm.norm(D).reshape((-1,) + (1,) * (M.ndim - 1))
+        length = self.norm.norm(D).reshape((-1,) + (1,) * (D.ndim - 1))
         return D / torch.where(length > 0, length, 1)
 
     @property

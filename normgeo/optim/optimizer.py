@@ -23,7 +23,16 @@ from normgeo.optim.guard import Guard, Policy, Verdict
 from normgeo.optim.in_backward import Hooks, check_in_backward
 from normgeo.optim.iterate import Descent, Iterate
 from normgeo.optim.layout import local
-from normgeo.optim.options import KINDS, OPTIONS, check_capturable, check_leaves, check_lr, check_parts, decaying
+from normgeo.optim.options import (
+    KINDS,
+    OPTIONS,
+    check_capturable,
+    check_devices,
+    check_leaves,
+    check_lr,
+    check_parts,
+    decaying,
+)
 from normgeo.optim.passage import averaged
 from normgeo.optim.ranks import Ranks, agree, as_dtensor, check_ranks, mean, ranks_of
 from normgeo.optim.sharing import share_out
@@ -121,8 +130,9 @@ class Optimizer(torch.optim.Optimizer):
         if isinstance(group["params"], Tensor):
             group["params"] = [group["params"]]
         group["params"] = list(group["params"])
+        params = [p[1] if isinstance(p, tuple) else p for p in group["params"]]  # (name, parameter), as torch allows
         leaves = group.pop("leaves", None)
-        if leaves is None or len(leaves) != len(group["params"]):
+        if leaves is None or len(leaves) != len(params):
             raise ValueError(
                 "these parameters have no geometry; write plan = plan.extend(model) and then "
                 "for group in plan.groups(model=model, only=[its names]): opt.add_param_group(group)"
@@ -137,9 +147,9 @@ class Optimizer(torch.optim.Optimizer):
         if self._capturable:
             check_capturable(parts)
         if self._hooks is not None:
-            check_in_backward([parts], self._guard.policy, self._capturable, group["params"], self._ranks)
-            self._hooks.watch(group["params"])
-        for parameter, its in zip(group["params"], leaves, strict=True):
+            check_in_backward([parts], self._guard.policy, self._capturable, params, self._ranks)
+            self._hooks.watch(params)
+        for parameter, its in zip(params, leaves, strict=True):
             check_leaves(parameter, its)
         group["structure"] = checkpoint.structure(parts, [leaf for its in leaves for leaf in its])
         super().add_param_group(group)
@@ -164,7 +174,7 @@ class Optimizer(torch.optim.Optimizer):
 
     # ---- one step
 
-    @torch.compiler.disable
+    @torch._disable_dynamo  # a compiled training step calls this one as it is: its stacks are batched already
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. `closure`, needed only by parts that ask for the loss or for Hessian-vector products, returns it."""
@@ -256,6 +266,7 @@ class Optimizer(torch.optim.Optimizer):
         params = [p for group in self.param_groups for p in group["params"]]
         signature = tuple((id(p), p.requires_grad, p.dtype, p.device) for p in params)
         if self._bound is None or signature != self._signature:
+            check_devices(params)
             alone = self._hooks is not None
             if self._hooks is not None:
                 self._hooks.watch(params)
@@ -372,6 +383,20 @@ class Optimizer(torch.optim.Optimizer):
                 }
                 if why := ", ".join(reason for reason, holds in reasons.items() if holds):
                     out.append((leaf.name, why))
+        return out
+
+    @torch.no_grad()
+    def sizes(self) -> dict[str, float]:
+        """leaf name -> the norm of the weight as it is now.
+
+        >>> import normgeo as ng
+        >>> ng.optimizer(ng.nn.Linear(4, 2, zero=True)).sizes()
+        {'weight': 0.0}
+        """
+        out: dict[str, float] = {}
+        for p, leaves in self._leaves.items():
+            whole = p if (sharded := as_dtensor(p)) is None else sharded.full_tensor()
+            out |= {leaf.name: float(leaf.norm.norm(leaf.read(whole))) for leaf in leaves}
         return out
 
     @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,17 @@ from normgeo.optim.stack import Parts
 from normgeo.rules import Rule
 from normgeo.steps import StepSize
 
-__all__ = ["KINDS", "OPTIONS", "check_capturable", "check_leaves", "check_lr", "check_parts", "decaying"]
+__all__ = [
+    "ELSEWHERE",
+    "KINDS",
+    "OPTIONS",
+    "check_capturable",
+    "check_devices",
+    "check_leaves",
+    "check_lr",
+    "check_parts",
+    "decaying",
+]
 
 KINDS: dict[str, Any] = {
     "rule": Rule,
@@ -28,6 +38,19 @@ KINDS: dict[str, Any] = {
 }
 OPTIONS = {"params", "leaves", "lr", "decay", *KINDS}
 SUPPLIED = {"loss", "hvp", "closure", "moves", "updates", "validation"}
+
+ELSEWHERE = {
+    "betas": "the weight on the past is the rule's; write rule=normgeo.rules.Momentum(0.9, nesterov=True)",
+    "differentiable": "steps are taken without a graph; leave differentiable out",
+    "eps": "duality maps need no eps; leave it out",
+    "foreach": "leaves of one norm and shape always move as one stack; leave foreach out",
+    "fused": 'polar factors are batched products; write precision="fast" in place of fused',
+    "maximize": "to maximize, call (-loss).backward()",
+    "momentum": "it is a rule; write rule=normgeo.rules.Momentum(0.9, nesterov=True)",
+    "nesterov": "it is the rule's; write rule=normgeo.rules.Momentum(0.9, nesterov=True)",
+    "weight_decay": "write decay=0.1 in place of weight_decay=0.1",
+}
+"""options of torch's optimizers, and what to write here"""
 
 
 def decaying(strength: float, constraint: Constraint | None) -> Decay:
@@ -62,6 +85,15 @@ def check_capturable(parts: Parts) -> None:
     for part in parts:
         if asks := sorted({"loss", "hvp", "closure", "validation"} & set(part.needs)):
             raise ValueError(f"capturable=True: {type(part).__name__} needs {asks}, which a graph does not record")
+
+
+def check_devices(params: Iterable[Tensor]) -> None:
+    """Weights that have no memory yet will be others once they have, and those would silently not move."""
+    if any(p.is_meta for p in params):
+        raise RuntimeError(
+            "weights on the meta device cannot move: model.to_empty(device=...) puts others in their place; fill those, "
+            "and then make the optimizer: plan.optimizer(model)"
+        )
 
 
 def check_leaves(parameter: Tensor, leaves: Sequence[Leaf]) -> None:

@@ -106,5 +106,6 @@ def rate(group: dict[str, Any], factor: Tensor, move: Move) -> Rate:
     factor = factor.to(move.W)
     if factor.ndim == 1:
         factor = factor.reshape(move.radius.shape)
-    eta = (group["lr"] * factor).to(move.W.dtype)
+    lr = group["lr"]
+    eta = ((lr.to(factor) if isinstance(lr, Tensor) else lr) * factor).to(move.W.dtype)
     return Rate(eta, eta / group["base_lr"] if group["base_lr"] else torch.zeros_like(eta), move.radius)

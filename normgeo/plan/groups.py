@@ -13,6 +13,7 @@ from torch import nn
 from normgeo.linalg import FAST, SVD, TIGHT, Polar, in_dtype
 from normgeo.norms import with_polar
 from normgeo.optim import Filter, Optimizer
+from normgeo.optim.options import ELSEWHERE
 from normgeo.plan.patterns import overrides
 from normgeo.rules import Plain
 
@@ -37,6 +38,8 @@ def optimizer_of(plan: Plan, model: Target, precision: Precision | Polar, option
         )
     known = [name for name in inspect.signature(Optimizer).parameters if name != "params"]
     if unknown := sorted(set(options) - {*known, "params"}):
+        if unknown[0] in ELSEWHERE:
+            raise TypeError(f"{unknown[0]} is no option here: {ELSEWHERE[unknown[0]]}")
         raise TypeError(
             f"unknown option {unknown[0]!r}; options are {', '.join(known)}, and plan.groups takes them by pattern"
         )

@@ -25,6 +25,7 @@ from normgeo.plan.paper import page, why
 from normgeo.plan.promise import judge, sharpness_of
 from normgeo.plan.refresh import refreshed
 from normgeo.plan.serialise import fields_from_json, plan_to_json
+from normgeo.plan.trainer import Factory, for_trainer
 from normgeo.plan.verdict import Verdict
 
 __all__ = ["Plan"]
@@ -149,6 +150,19 @@ class Plan:
     def find(self, model: nn.Module | None = None) -> dict[str, Parameter]:
         """name -> parameter of the model, by name or, where names have changed, by identity."""
         return find(dict.fromkeys(leaf.parameter for leaf in self.leaves), self.identity, self.unused, model)
+
+    def for_trainer(self, **options: Any) -> tuple[type[Factory], dict[str, Any]]:
+        """`optimizer_cls_and_kwargs` for `transformers.Trainer` (5 or newer), with the options of `optimizer`. The
+        trainer's schedule multiplies lr; its learning_rate and weight_decay are not used. No tensors are held:
+        parameters are found by their names in the model that the trainer gives.
+
+        >>> import normgeo as ng
+        >>> plan = ng.compile(ng.nn.MLP(4, 8, 2))
+        >>> cls, kwargs = plan.for_trainer(lr=0.2)
+        >>> cls()(ng.nn.MLP(4, 8, 2), **kwargs).param_groups[0]["lr"]
+        0.2
+        """
+        return for_trainer(self, options)
 
     def extend(self, model: nn.Module) -> Plan:
         """A plan for a model that has grown, compiled anew with the same options. Masses go with the modules.

@@ -1,149 +1,102 @@
-"""What anybody may expect of a torch optimizer."""
+"""The contract of a torch optimizer, as a report and as an assertion."""
 
 from __future__ import annotations
 
-import copy
-import io
-import pickle
-import warnings
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-__all__ = ["check_optimizer"]
+from normgeo.testing.clauses import CLAUSES, EFFORTS, Effort
+from normgeo.testing.probe import Probe, probe_loss
+from normgeo.testing.report import Report
+from normgeo.testing.subject import Closure, Group, Loss, Make, Subject
 
-Closure = Literal["none", "loss", "graph"]
-Loss = Callable[[nn.Module], Tensor]
-Make = Callable[[nn.Module], torch.optim.Optimizer]
+__all__ = ["check_optimizer", "examine_optimizer"]
 
 
 def check_optimizer(
     make: Make,
-    model: nn.Module,
-    loss: Loss,
+    model: nn.Module | None = None,
+    loss: Loss | None = None,
     *,
     steps: int = 3,
     decays: bool = False,
     closure: Closure = "none",
+    group: Group | None = None,
+    probes: bool | None = None,
+    effort: Effort = "full",
 ) -> None:
-    """Training moves weights; state survives state_dict (weights_only), deepcopy and pickle bit by bit; zero gradients
-    from the start, lr = 0 and a NaN move nothing; schedulers, closures and add_param_group's errors work.
+    """`examine_optimizer`, and an AssertionError that lists every clause that is not met.
 
-    `make(model)` builds the optimizer, `loss(model)` is a differentiable 0-D tensor. The model is not changed.
-    `decays=True` leaves out zero gradients, for optimizers that shrink weights without being asked by a gradient.
-    `closure="loss"` steps with a closure throughout, for parts that need the loss; `"graph"` with one that leaves
-    backward to the optimizer, for parts that need Hessian-vector products.
-
-    >>> import normgeo as ng
+    >>> import torch, normgeo as ng
     >>> data = torch.ones(2, 4)
-    >>> check_optimizer(ng.optimizer, ng.nn.MLP(4, 8, 2), lambda model: (model(data) - 1).square().mean())
+    >>> check_optimizer(ng.optimizer, ng.nn.MLP(4, 8, 2), lambda model: (model(data) - 1).square().mean(), effort="quick")
     """
-    start = copy.deepcopy(model)
-    _moves(make, copy.deepcopy(start), loss, steps, closure)
-    _stands_still(make, copy.deepcopy(start), loss, decays, closure)
-    _resumes(make, start, loss, steps, closure)
-
-
-def _moves(make: Make, model: nn.Module, loss: Loss, steps: int, closure: Closure) -> None:
-    opt = make(model)
-    assert isinstance(opt, torch.optim.Optimizer), "it is not a torch.optim.Optimizer"
-    before = _weights(model)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(opt, lambda t: 1 / (1 + t))
-    for _ in range(steps):
-        _train(opt, model, loss, 1, closure)
-        scheduler.step()
-    assert not _same(before, _weights(model)), "training moves nothing"
-    opt.zero_grad()
-    value = opt.step(_closure(opt, model, loss, "loss" if closure == "none" else closure))
-    assert torch.is_tensor(value), "step(closure) does not return the loss"
-
-
-def _stands_still(make: Make, model: nn.Module, loss: Loss, decays: bool, closure: Closure) -> None:
-    opt, before = make(model), _weights(model)
-    if closure == "none":
-        for p in model.parameters():
-            p.grad = torch.zeros_like(p)
-        opt.step()
-    else:
-        opt.step(_closure(opt, model, lambda m: 0 * loss(m), closure))
-    assert decays or _same(before, _weights(model)), "zero gradients move the weights"
-    _train(opt, model, loss, 1, closure)
-    before, state = _weights(model), copy.deepcopy(opt.state_dict()["state"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        if closure == "none":
-            loss(model).backward()
-            next(p for p in model.parameters() if p.grad is not None).grad.flatten()[0] = torch.nan  # type: ignore[union-attr]
-            opt.step()
-        else:
-            opt.step(_closure(opt, model, lambda m: torch.nan * loss(m), closure))
-    assert _same(before, _weights(model)), "a NaN in a gradient moves the weights"
-    assert _same_state(state, opt.state_dict()["state"]), "a NaN in a gradient changes the state"
-    for group in opt.param_groups:
-        group["lr"] = 0.0
-    _train(opt, model, loss, 1, closure)
-    assert _same(before, _weights(model)), "lr = 0 moves the weights"
-
-
-def _resumes(make: Make, start: nn.Module, loss: Loss, steps: int, closure: Closure) -> None:
-    model = copy.deepcopy(start)
-    opt = make(model)
-    _train(opt, model, loss, steps, closure)
-    file = io.BytesIO()
-    torch.save({"model": model.state_dict(), "opt": opt.state_dict()}, file)
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    resumed = copy.deepcopy(start)
-    resumed.load_state_dict(saved["model"])
-    opt_resumed = make(resumed)
-    opt_resumed.load_state_dict(saved["opt"])
-    copied, opt_copied = copy.deepcopy((model, opt))
-    pickled, opt_pickled = pickle.loads(pickle.dumps((model, opt)))
-    _train(opt, model, loss, steps, closure)
-    for name, twin, its in (
-        ("state_dict", resumed, opt_resumed),
-        ("deepcopy", copied, opt_copied),
-        ("pickle", pickled, opt_pickled),
-    ):
-        _train(its, twin, loss, steps, closure)
-        assert _same(_weights(model), _weights(twin)), f"training continues differently after {name}"
-        assert _same_state(opt.state_dict()["state"], its.state_dict()["state"]), f"state differs after {name}"
-
-
-def _train(opt: torch.optim.Optimizer, model: nn.Module, loss: Loss, steps: int, closure: Closure) -> None:
-    for _ in range(steps):
-        if closure == "none":
-            opt.zero_grad()
-            loss(model).backward()
-            opt.step()
-        else:
-            opt.step(_closure(opt, model, loss, closure))
-
-
-def _closure(opt: torch.optim.Optimizer, model: nn.Module, loss: Loss, kind: Closure) -> Callable[[], Any]:
-    def closure() -> Tensor:
-        opt.zero_grad()
-        value = loss(model)
-        if kind == "loss":
-            value.backward()
-        return value
-
-    return closure
-
-
-def _weights(model: nn.Module) -> list[Tensor]:
-    return [p.detach().clone() for p in model.parameters()]
-
-
-def _same(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def _same_state(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
-    return a.keys() == b.keys() and all(
-        a[p].keys() == b[p].keys()
-        and all(torch.equal(torch.as_tensor(a[p][k]), torch.as_tensor(b[p][k])) for k in a[p])
-        for p in a
+    report = examine_optimizer(
+        make, model, loss, steps=steps, decays=decays, closure=closure, group=group, probes=probes, effort=effort
     )
+    failed = "\n".join(f"  {finding.clause}: {finding.note}" for finding in report.failures)
+    assert not report.failures, f"{len(report.failures)} clauses are not met:\n{failed}"
+
+
+def examine_optimizer(
+    make: Make,
+    model: nn.Module | None = None,
+    loss: Loss | None = None,
+    *,
+    steps: int = 3,
+    decays: bool = False,
+    closure: Closure = "none",
+    group: Group | None = None,
+    probes: bool | None = None,
+    effort: Effort = "full",
+) -> Report:
+    """Each clause of the contract that users of torch optimizers rely on, tried on an optimizer, ours or anybody's.
+
+    `make(model)` builds it; a `make(model, **options)` is also asked for lr=-1, maximize, foreach, capturable, fused and
+    differentiable. `loss(model)` is a differentiable 0-D tensor; the model is not changed. Without a model there is one,
+    and `make` is also tried on models with weights of 0 to 5 axes, of other dtypes and layouts; `probes=True` asks for
+    these beside a model of yours. `decays=True` leaves out zero gradients, for optimizers that shrink weights unasked.
+    `closure="loss"` steps with a closure throughout, for parts that need the loss; `"graph"` with one that leaves
+    backward to the optimizer, for parts that need Hessian-vector products. `group(model, names)` makes the parameter
+    group of these parameters, by default {"params": ...}. `effort="quick"` is what a
+    single part may break; "slow" adds torch.compile and another process.
+
+    >>> import torch
+    >>> report = examine_optimizer(lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+    >>> report["deepcopy continues to the bit, on its own"].verdict
+    'met'
+    >>> print(report["a NaN or Inf leaves weights and state as they were"])
+    failed     a NaN or Inf leaves weights and state as they were: nan in one gradient moves weights.a
+    """
+    asked = subject(make, model, loss, steps, decays, closure, group, probes)
+    return Report(tuple(each.examine(asked) for each in CLAUSES if EFFORTS.index(each.effort) <= EFFORTS.index(effort)))
+
+
+def subject(
+    make: Make,
+    model: nn.Module | None = None,
+    loss: Loss | None = None,
+    steps: int = 3,
+    decays: bool = False,
+    closure: Closure = "none",
+    group: Group | None = None,
+    probes: bool | None = None,
+) -> Subject:
+    """What clauses are asked about."""
+    return Subject(
+        make,
+        Probe({"a": (4, 3), "b": (3, 3), "c": (3, 4)}) if model is None else model,
+        loss or probe_loss,
+        group or _plain_group,
+        steps,
+        decays,
+        closure,
+        model is None if probes is None else probes,
+    )
+
+
+def _plain_group(model: nn.Module, names: Sequence[str]) -> dict[str, Any]:
+    parameters = dict(model.named_parameters())
+    return {"params": [parameters[name] for name in names]}
