@@ -81,7 +81,8 @@ def plot_sweep(lines: Sequence[Line]) -> bytes:
                 axes.plot(*zip(*points, strict=True), "o-", markersize=3, label=line.name.split(",")[0])
             elif math.isfinite(level := sum(line.losses) / len(line.losses)):
                 axes.plot([1 / 4, 4], [level, level], "--", linewidth=1, label=line.name)
-        axes.set(title=problem, xlabel="lr over the best of its grid", ylabel="loss or gap", xscale="log", yscale="log")
+        axes.set(title=problem, xlabel="lr over the best of its grid", ylabel="loss or gap", yscale="log")
+        axes.set_xscale("log", base=2)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=6)
     return _png(figure)
