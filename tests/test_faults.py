@@ -6,10 +6,12 @@ import os
 import random
 import resource
 import signal
+import sys
 import time
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -155,15 +157,13 @@ def test_a_file_that_may_not_grow_is_said_and_the_old_checkpoint_stays(tmp_path)
 
 def command(*arguments):
     """Exit status of `normgeo ARGUMENTS`, saved after every step, in this process."""
-    import sys
-
-    train_module.SECONDS_BETWEEN_SAVES = 0.0
-    sys.argv = ["normgeo", *map(str, arguments)]
-    try:
+    with (
+        mock.patch.object(train_module, "SECONDS_BETWEEN_SAVES", 0.0),
+        mock.patch.object(sys, "argv", ["normgeo", *map(str, arguments)]),
+        pytest.raises(SystemExit) as stop,
+    ):
         main()
-    except SystemExit as stop:
-        return stop.code
-    raise AssertionError
+    return stop.value.code
 
 
 def in_a_child(*arguments, log):

@@ -93,6 +93,7 @@ RULES = {
     "Plain": Wiring({"rule": rules.Plain()}),
     "Momentum": Wiring({"rule": rules.Momentum(0.9)}),
     "HeavyBall": Wiring({"rule": rules.HeavyBall(0.9, nesterov=True)}),
+    "Stored": Wiring({"rule": rules.Stored(rules.Momentum(0.9))}),
     "TunedMomentum": Wiring({"rule": rules.TunedMomentum()}),
 }
 DIRECTIONS = {
