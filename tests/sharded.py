@@ -514,10 +514,6 @@ def trained_by_transformers(rank: int, folder: str) -> None:
     data = [{"input_ids": row, "labels": row} for row in ids] * 4  # each rank has the same, in any order
     plan = ng.compile(model, example_kwargs={"input_ids": ids})
 
-    class Factory:
-        def __call__(self, model: nn.Module, **options: Any) -> torch.optim.Optimizer:
-            return plan.optimizer(model, **options)
-
     settings = TrainingArguments(
         folder,
         per_device_train_batch_size=2,
@@ -530,7 +526,7 @@ def trained_by_transformers(rank: int, folder: str) -> None:
         disable_tqdm=True,
     )
     with fsdp_of_accelerate(rank):
-        trainer = Trainer(model, settings, train_dataset=data, optimizer_cls_and_kwargs=(Factory, {"lr": 0.1}))
+        trainer = Trainer(model, settings, train_dataset=data, optimizer_cls_and_kwargs=plan.for_trainer(lr=0.1))
         trainer.train()
     trained = weights(trainer.model)
     assert all(hasattr(p, "placements") for p in trainer.model.parameters())

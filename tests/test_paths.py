@@ -344,3 +344,20 @@ def test_a_step_works_in_the_space_of_a_stack_however_many_there_are(layers, mon
         with Allocations() as count:
             opt.step()
     assert 0 < count.most <= 9 * 4 * 4 * 64 * 64
+
+
+def test_channels_last_kernels_keep_their_momentum():
+    """A stack of one leaf has the strides of its parameter, and flattening its momentum would update a copy."""
+    ends = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        model = torch.nn.Conv2d(3, 8, 3)
+        plan = ng.compile(model, (torch.randn(2, 3, 8, 8),))
+        model = model.to(memory_format=layout)
+        opt = plan.optimizer(model, lr=0.1)
+        for _ in range(5):
+            for p in model.parameters():
+                p.grad = torch.empty_like(p).copy_(torch.randn(p.shape))
+            opt.step()
+        ends.append(model.weight.detach().contiguous())
+    assert torch.equal(*ends)

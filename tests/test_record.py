@@ -634,3 +634,14 @@ def test_wrapped_models_are_seen_through():
     model = GPT()
     model.blocks[0] = torch.compile(model.blocks[0], backend="eager")
     assert ng.compile(model, (ids(),)) == here
+
+
+def test_a_weight_that_is_scaled_in_place_is_still_that_weight():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            with torch.no_grad():
+                self.weight.mul_(1.0)
+            return super().forward(x)
+
+    plan = ng.compile(Scaled(3, 2), (torch.randn(4, 3),), strict=True)
+    assert {leaf.name: leaf.role for leaf in plan.leaves} == {"weight": "head", "bias": "bias"}

@@ -144,7 +144,7 @@ class Recorder(TorchFunctionMode):
         if getattr(func, "__name__", "") in VALUES:
             self.branches[self.open[-1].path if self.open else ""] = None
         self._note(func, seen_args, seen_kwargs, out)
-        if before is not None:
+        if before is not None and seen_args[0].kind != "parameter":  # a parameter stays the one that it is
             seen_args[0].tensor = before
         return out
 
