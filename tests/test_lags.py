@@ -240,7 +240,7 @@ def zeros(*sizes):
 
 
 def test_an_sgd_run_follows_the_formulas():
-    """S0-38: after each window momentum and lr are those of Corollary 5 for the curve so far, and in between they stay."""
+    """After each window momentum and lr are those of Corollary 5 for the curve so far, and in between they stay."""
     weights, gs = zeros(60, 40), list(ar1(0.8, 1500, 100))
     opt = torch.optim.SGD(weights, lr=0.1, momentum=0.9, dampening=0.9)
     retune = Retune(opt, budget=0.25, every=300, lags=40, memory=0.999)
