@@ -46,7 +46,10 @@ def test_without_a_gpu_the_library_multiplies():
     torch.testing.assert_close(symmetric.gram(x), x @ x.mT)
     torch.testing.assert_close(symmetric.gram(x.mT), x @ x.mT)
     r = symmetric.gram(x)
-    torch.testing.assert_close(symmetric.quadratic(r, 0.5, -2.0), 0.5 * r - 2 * r @ r, rtol=1e-4, atol=1e-4)
+    r = r / r.norm()
+    for q in ((0.5, -2.0), (2.0, 0.0), (2.0, -3.0, 4.0, -1.5), (3.0, 0.0, 0.0, 1.0), (0.0, 0.0, 0.0, 1.0)):
+        wanted = sum(c * torch.linalg.matrix_power(r.double(), k + 1) for k, c in enumerate(q))
+        torch.testing.assert_close(symmetric.polynomial(r, q).double(), wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
