@@ -56,7 +56,7 @@ def others():
     )
 
 
-STEPS = ("load", "pass", "structure", "measured")
+STEPS = ("load", "pass", "structure", "traced", "measured")
 
 
 def step(what):
@@ -69,7 +69,7 @@ def step(what):
     if what == "pass":
         model(input_ids=ids, use_cache=False).logits.logsumexp(-1).sum().backward()
     elif what != "load":
-        ng.compile(model, (ids,), sensitivity="declared" if what == "structure" else "measured")
+        ng.compile(model, (ids,), sensitivity="declared" if what == "structure" else what)
     print(time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
@@ -122,6 +122,7 @@ LARGE_STEPS = {
     "load": "the model itself",
     "pass": "forward and backward of 128 tokens",
     "structure": "`ng.compile(model, (ids,))`",
+    "traced": '`ng.compile(model, (ids,), sensitivity="traced")`',
     "measured": '`ng.compile(model, (ids,), sensitivity="measured")`: 32 backwards',
 }
 LARGE = """{heading}

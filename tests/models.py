@@ -382,3 +382,14 @@ def made(factory, seed=0):
     """The model of a factory and its example arguments; from the same weights each time."""
     torch.manual_seed(seed)
     return factory()
+
+
+class Opaque(nn.Module):
+    """A module with a raw parameter, whose operation no mode can see."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x):
+        return torch.from_numpy(x.detach().numpy() @ self.w.detach().numpy().T)

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from helpers import gaussian
+from helpers import Watching, gaussian
 from test_seams_of_steps import X, Y, loss, model
 
 import normgeo as ng
@@ -13,7 +13,7 @@ from normgeo.constraints import Ball, DecoupledDecay, L2Penalty, RowCap, SoftCap
 from normgeo.norms import Absolute
 from normgeo.optim import Direction, ScheduleFree
 from normgeo.rules import Plain
-from normgeo.steps import Cauchy, MetaOptimize, StepSize
+from normgeo.steps import Cauchy, MetaOptimize
 from normgeo.testing import check_constraint
 
 
@@ -22,15 +22,6 @@ def train(opt, net, steps=1):
         opt.zero_grad()
         loss(net).backward()
         opt.step()
-
-
-class Watching(StepSize):
-    def __init__(self, look, **needs):
-        self.look, self.needs, self.seen = look, needs, []
-
-    def value(self, stats, state):
-        self.seen.append(self.look(stats))
-        return torch.tensor(1.0)
 
 
 class Probing(Direction):

@@ -347,7 +347,7 @@ def test_a_step_works_in_the_space_of_a_stack_however_many_there_are(layers, mon
 
 
 def test_channels_last_kernels_keep_their_momentum():
-    """A stack of one leaf has the strides of its parameter, and flattening its momentum would update a copy."""
+    """A stack of one leaf may have the strides of its parameter; flattening momentum with these would update a copy."""
     ends = []
     for layout in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)

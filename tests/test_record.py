@@ -15,6 +15,7 @@ from models import (
     PLAIN,
     TRANSFORMERS,
     Only,
+    Opaque,
     gpt2,
     ids,
     lora,
@@ -401,17 +402,6 @@ def test_roles_can_be_declared():
     assert [type(leaf.norm).__name__ for leaf in plan.leaves] == ["L1ToRMS", "Linf", "RMSToRMS", "RMS"]
     with pytest.raises(ValueError, match="there is no role 'matrix'"):
         ng.compile(model, (rows(3, 4),), roles={"0.weight": "matrix"})
-
-
-class Opaque(nn.Module):
-    """A module whose operation no mode can see."""
-
-    def __init__(self):
-        super().__init__()
-        self.w = nn.Parameter(torch.randn(4, 4))
-
-    def forward(self, x):
-        return torch.from_numpy(x.detach().numpy() @ self.w.detach().numpy().T)
 
 
 def test_what_cannot_be_seen_is_assumed_and_said():

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from architectures import ARCHITECTURES
-from models import GPT, Only, rows
+from models import GPT, Only, Opaque, rows
 from torch import nn
 from torch.nn import functional
 
@@ -127,17 +127,6 @@ def test_an_input_that_the_model_rejects_is_told_with_the_module_that_rejects_it
     assert "rejects example_inputs of shape (2, 12), in roberta.embeddings.word_embeddings (Embedding): " in message
     model, args, _, _ = other("bart")
     assert "the model rejects example_inputs of shape" in refused(model, args)
-
-
-class Opaque(nn.Module):
-    """A module with a raw parameter, whose operation no mode can see."""
-
-    def __init__(self):
-        super().__init__()
-        self.w = nn.Parameter(torch.randn(4, 4))
-
-    def forward(self, x):
-        return torch.from_numpy(x.detach().numpy() @ self.w.detach().numpy().T)
 
 
 def test_an_unknown_module_with_raw_parameters_is_named_with_the_line_that_registers_it():

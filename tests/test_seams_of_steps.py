@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from helpers import gaussian
+from helpers import Watching, gaussian
 
 import normgeo as ng
 from normgeo.rules import Plain
-from normgeo.steps import Stats, StepSize
+from normgeo.steps import Stats
 from normgeo.steps.base import Move
 
 X, Y = gaussian(16, 4), gaussian(16, 3, seed=1)
@@ -32,15 +32,6 @@ def closure(opt, net, backward=True):
         return value
 
     return run
-
-
-class Watching(StepSize):
-    def __init__(self, look, **needs):
-        self.look, self.needs, self.seen = look, needs, []
-
-    def value(self, stats, state):
-        self.seen.append(self.look(stats))
-        return torch.tensor(1.0)
 
 
 def named(moves, tensors):

@@ -42,7 +42,7 @@ def evaluate(
                 f"{', '.join(asking)} needs the loss; call opt.step(closure) with a closure that returns it"
             )
         return None, None
-    differentiates = any("hvp" in part.needs for group in parts for part in group)
+    differentiates = any(group.ask("hvp") for group in parts)
     with torch.enable_grad(), ExitStack() as contexts:
         if due:
             contexts.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused attention has no second derivative

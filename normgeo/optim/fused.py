@@ -36,9 +36,7 @@ class Fused:
 
     def update(self, rule: Rule, G: Tensor, state: State) -> Tensor:  # (n, *shape) -> (n, *shape)
         """`rule.update`."""
-        if "age" in state or not all(
-            x.is_contiguous() for x in state.values()
-        ):  # channels_last: a view would be a copy
+        if "age" in state:
             return self.smooth(rule, G, state)
         views = {name: x.reshape(len(x), -1) for name, x in state.items()}
         flat = dict(views)

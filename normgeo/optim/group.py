@@ -114,7 +114,7 @@ class Group:
 
         # Lazily: one stack at a time, unless the step size has to see all directions before it decides.
         bent = graph if self.parts.direction is not None and self.due("hvp", self.parts.direction) else None
-        held = validation if validation and any("validation" in part.needs for part in self.parts) else {}
+        held = validation if validation and self.parts.ask("validation") else {}
         moves: Iterable[Move] = in_turn(direct(s, a, stats, bent, held) for s, a in zip(stacks, living, strict=True))
         if {"moves", "updates"} & set(step.needs):
             moves = stats.moves = list(moves)

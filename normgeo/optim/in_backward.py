@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,7 +65,7 @@ class _Hook:
 
 
 def check_in_backward(
-    parts: Sequence[Parts], nonfinite: str, capturable: bool, params: Iterable[torch.Tensor], ranks: Ranks | None
+    parts: Parts, nonfinite: str, capturable: bool, params: Iterable[torch.Tensor], ranks: Ranks | None
 ) -> None:
     """What has to see all gradients before the first weight moves."""
     if nonfinite != "zero":
@@ -77,8 +77,8 @@ def check_in_backward(
         raise ValueError("in_backward=True and capturable=True cannot be had together; leave one of them out")
     if ranks is not None or any(as_dtensor(p) is not None for p in params):
         raise ValueError("in_backward=True does not wait for other ranks; write in_backward=False")
-    for part in (part for its in parts for part in its):
-        if part.needs or getattr(part, "init_shared", dict)():
+    for part in parts:
+        if part.needs or (part is parts.step and parts.step.init_shared()):
             raise ValueError(
                 f"in_backward=True: {type(part).__name__} has to see the gradients of the whole group; "
                 "write in_backward=False"

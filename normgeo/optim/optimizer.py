@@ -147,8 +147,7 @@ class Optimizer(torch.optim.Optimizer):
         if self._capturable:
             check_capturable(parts)
         if self._hooks is not None:
-            check_in_backward([parts], self._guard.policy, self._capturable, params, self._ranks)
-            self._hooks.watch(params)
+            check_in_backward(parts, self._guard.policy, self._capturable, params, self._ranks)
         for parameter, its in zip(params, leaves, strict=True):
             check_leaves(parameter, its)
         group["structure"] = checkpoint.structure(parts, [leaf for its in leaves for leaf in its])
@@ -160,6 +159,8 @@ class Optimizer(torch.optim.Optimizer):
             self._keep_lr_on_device(group)
         self.parts.append(parts)
         self._placed.append(list(map(tuple, leaves)))
+        if self._hooks is not None:
+            self._hooks.watch(params)
         self._bound = None
 
     def _keep_lr_on_device(self, group: dict[str, Any]) -> None:
@@ -206,7 +207,7 @@ class Optimizer(torch.optim.Optimizer):
         verdict = self._examine(params, seen, validation)
         if not verdict.step:
             return loss
-        differentiates = any("hvp" in part.needs for parts in self.parts for part in parts)
+        differentiates = self._ask("hvp")
         for number, (options, group) in enumerate(zip(self.param_groups, groups, strict=True)):
             # Once a group has moved, the loss at the start of the next one is another.
             start = seen if number == 0 else None
@@ -223,7 +224,7 @@ class Optimizer(torch.optim.Optimizer):
                 group.move(options, verdict, group.stacks_of[p])
 
     def _ask(self, *needs: str) -> bool:
-        return any(need in part.needs for parts in self.parts for part in parts for need in needs)
+        return any(parts.ask(*needs) for parts in self.parts)
 
     def _examine(self, trainable: Sequence[Parameter], loss: Any, validation: Mapping[Parameter, Tensor]) -> Verdict:
         """Look for NaN and Inf, also in a loss that a part asked for and in validation gradients."""
@@ -267,19 +268,19 @@ class Optimizer(torch.optim.Optimizer):
         signature = tuple((id(p), p.requires_grad, p.dtype, p.device) for p in params)
         if self._bound is None or signature != self._signature:
             check_devices(params)
-            alone = self._hooks is not None
             if self._hooks is not None:
                 self._hooks.watch(params)
+            leaves = self._leaves
             self._bound = [
                 Group(
                     group["params"],
-                    self._leaves.__getitem__,
+                    leaves.__getitem__,
                     parts,
                     self.state,
                     self._ranks,
                     self._fused,
                     self._capturable,
-                    alone,
+                    self._hooks is not None,
                     self._ragged,
                 )
                 for group, parts in zip(self.param_groups, self.parts, strict=True)
@@ -307,7 +308,7 @@ class Optimizer(torch.optim.Optimizer):
         >>> model(x).square().sum().backward()
         >>> opt.step()
         """
-        if not any("validation" in part.needs for parts in self.parts for part in parts):
+        if not self._ask("validation"):
             raise RuntimeError(
                 "no part of this optimizer looks at validation gradients; write "
                 'direction=ng.optim.Operate(budget, source="cross")'

@@ -107,5 +107,5 @@ def rate(group: dict[str, Any], factor: Tensor, move: Move) -> Rate:
     if factor.ndim == 1:
         factor = factor.reshape(move.radius.shape)
     lr = group["lr"]
-    eta = ((lr.to(factor) if isinstance(lr, Tensor) else lr) * factor).to(move.W.dtype)
+    eta = (lr.to(factor) if isinstance(lr, Tensor) else lr) * factor
     return Rate(eta, eta / group["base_lr"] if group["base_lr"] else torch.zeros_like(eta), move.radius)

@@ -43,6 +43,10 @@ class Parts:
         named = (self.rule, self.direction, self.step, self.iterate, self.constraint)
         return (part for part in named if part is not None)
 
+    def ask(self, *needs: str) -> bool:
+        """Whether one of them needs one of these."""
+        return any(need in part.needs for part in self for need in needs)
+
     @property
     def entrywise(self) -> bool:
         """Whether, the duality map apart, a shard of a leaf is as good as the leaf."""
@@ -195,7 +199,7 @@ class Stack:
 
     def _bind(self, store: Store) -> None:
         """Allocate the buffers, take over what the store already has, and leave their slices in the store."""
-        W = self.weights()
+        W = self.weights().contiguous()  # so are the buffers then, of channels_last kernels too, and can be flattened
         numbers: State = {
             "mass": torch.tensor([leaf.mass for leaf in self.leaves], dtype=torch.float64),
             "reach": torch.tensor([leaf.reach for leaf in self.leaves], dtype=torch.float64),
