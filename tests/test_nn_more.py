@@ -145,10 +145,11 @@ def test_gated_mlp_is_the_published_formula():
 @pytest.mark.parametrize("depth", [1, 8])
 def test_radii_do_not_depend_on_depth(depth):
     radii = {leaf.name: leaf.radius for leaf in ng.compile(ViT(3, 2, 9, 8, 2, depth, 5)).leaves}
-    assert radii["embed.patch.weight"] == pytest.approx(1 / 7)
-    assert radii["embed.positions.weight"] == pytest.approx(1 / 7)
-    assert radii["blocks.0.attention.block.qkv.q.map.weight"] == pytest.approx(5 / 7)
-    assert radii["blocks.0.mlp.block.down.weight"] == pytest.approx(5 / 21)
+    assert radii["embed.patch.weight"] == pytest.approx(1 / 10)
+    assert radii["embed.positions.weight"] == pytest.approx(1 / 10)
+    assert radii["blocks.0.attention.block.qkv.q.map.weight"] == pytest.approx(5 / 10)
+    assert radii["blocks.0.mlp.block.down.weight"] == pytest.approx(5 / 30)
+    assert radii["head.weight"] == pytest.approx(4 / 10)
     cnn = ng.compile(ResCNN(3, 4, 5, depth))
     assert [leaf.radius for leaf in cnn.leaves[:2]] == pytest.approx([1 / 7, 5 / 14])
     assert all(leaf.known == "bound" for leaf in (*cnn.leaves, *ng.compile(ResMLP(3, 4, 5, depth)).leaves))

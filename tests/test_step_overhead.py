@@ -17,6 +17,7 @@ CASES = {
     "Linear": {"step": steps.Linear(1000)},
     "Majorize": {"step": steps.Majorize(10.0)},
     "AdaGradNorm": {"step": steps.AdaGradNorm()},
+    "AdamNorm": {"step": steps.AdamNorm()},
     "Polyak": {"step": steps.Polyak(most=0.1)},
     "Escape": {"step": steps.Escape()},
     "Auto": {"step": steps.Auto(1000)},

@@ -16,6 +16,7 @@ from normgeo.rules import Momentum, Plain
 from normgeo.steps import (
     IDBD,
     AdaGradNorm,
+    AdamNorm,
     Armijo,
     Auto,
     Cauchy,
@@ -516,39 +517,102 @@ def test_idbd_finds_the_weights_that_matter():
     assert beta[:5].min() > beta[5:].max() + 0.5
 
 
-# ---- horizon
+# ---- Adam's second moment
 
 
-def test_auto_is_escape_velocity_over_the_root_of_the_horizon():
-    """On a linear loss D goes 1, ..., as far as the weights have come along it; the sizes follow by the formula."""
-    norm = ng.norms.Linf()
-    w = start(norm)
-    c, at = gaussian(*w.shape, seed=9), [w.detach().clone()]
-    total = 8
-    opt = alone(w, norm, step=Auto(total, warmup=0))
-    for _ in range(8):
-        run(opt, w, lambda w: (w * c).sum())
-        at.append(w.detach().clone())
-    D, far = 1.0, 0.0
-    for t, (a, b) in enumerate(pairwise(at)):
-        size = D * SCALE * (1 - t / total) / total**0.5
-        assert float(norm.norm(b - a)) == pytest.approx(size)
-        D, far = max(D, far), far + size
-    assert far > 3
+@given(seeds)
+@settings(max_examples=10)
+def test_adamnorm_is_the_ratio_of_its_formula(seed):
+    """Two leaves of one shape, one of them without a gradient now and then; sums over all steps, in float64."""
+    beta, ages = 0.7, [[], []]
+    ws = [Parameter(torch.zeros(4, 3, dtype=torch.float64)) for _ in range(2)]
+    leaves = [(ng.Leaf(name, name, (4, 3), "linear", ng.norms.Frobenius()),) for name in "ab"]
+    momentum = Momentum(0.6, nesterov=True)
+    opt = Optimizer([{"params": ws, "leaves": leaves}], rule=momentum, step=AdamNorm(beta), lr=0.3)
+    means = [torch.zeros_like(w) for w in ws]
+    for t in range(6):
+        before = [w.detach().clone() for w in ws]
+        for i, w in enumerate(ws):
+            w.grad = None if (t, i) == (2, 1) else gaussian(4, 3, seed=seed + 10 * t + i) * 3.0**t
+        opt.step()
+        for i, (w, old) in enumerate(zip(ws, before, strict=True)):
+            if w.grad is None:
+                assert torch.equal(w, old)
+                continue
+            means[i] = 0.6 * means[i] + 0.4 * w.grad
+            M = 0.6 * means[i] + 0.4 * w.grad
+            ages[i].insert(0, float(w.grad.square().sum()))
+            weights = [beta**k for k in range(len(ages[i]))]
+            v = sum(a * b for a, b in zip(weights, ages[i], strict=True)) / sum(weights)
+            size = min(1.0, float(M.norm()) / math.sqrt(v))
+            torch.testing.assert_close(old - w.detach(), 0.3 * leaves[i][0].mass / 2 * size * M / M.norm())
 
 
-def test_auto_does_not_feel_the_scale_of_the_loss_and_grows_with_the_distance():
-    """A loss times 1000 gives the same steps; on Σ|w - d·1| the distance found is d at most and most of it."""
-    found = []
-    for d, scale in ((3.0, 1.0), (3.0, 1000.0), (30.0, 1.0)):
-        w = Parameter(torch.zeros(6, dtype=torch.float64))
-        opt = alone(w, ng.norms.Linf(), step=Auto(400))
-        for _ in range(400):
-            run(opt, w, lambda w, d=d, scale=scale: scale * (w - d).abs().sum())
-        found.append(float(opt.state[w]["shared.distance"]))
-        assert float((w.detach() - d).abs().max()) < 0.05 * d
-        assert 0.7 * d < found[-1] <= d + 1e-9
-    assert found[0] == pytest.approx(found[1])
+def test_adamnorm_tells_noise_from_agreement():
+    """1 in the end where gradients agree; √Σ w_k² where they are noise, which for Nesterov's β is .27 at .9."""
+    sizes = {}
+    for name, gradient in {
+        "agreement": lambda t: torch.ones(10_000),
+        "noise": lambda t: gaussian(10_000, seed=t),
+    }.items():
+        w = Parameter(torch.zeros(10_000))
+        opt = alone(w, ng.norms.Linf(), rule=Momentum(0.9, nesterov=True), step=AdamNorm())
+        for t in range(80):
+            before, w.grad = w.detach().clone(), gradient(t).float()
+            opt.step()
+        sizes[name] = float((w.detach() - before).abs().max())
+    weights = [0.1 * 1.9, *(0.1 * 0.9 ** (k + 1) for k in range(1, 80))]
+    assert sizes["agreement"] == pytest.approx(1.0, abs=1e-3)
+    assert sizes["noise"] == pytest.approx(math.hypot(*weights), rel=0.03)
+    assert math.hypot(*weights) == pytest.approx(0.27, abs=0.005)
+
+
+@pytest.mark.parametrize("scale", [2.0**-100, 2.0**100])
+def test_adamnorm_does_not_feel_the_scale_of_the_loss(scale):
+    ends = []
+    for c in (1.0, scale):
+        w = Parameter(torch.zeros(6))
+        opt = alone(w, ng.norms.RMS(), rule=Momentum(0.5), step=AdamNorm(0.9))
+        for t in range(5):
+            w.grad = gaussian(6, seed=t).float() * c
+            opt.step()
+        ends.append(w.detach())
+    assert torch.equal(*ends)
+
+
+def test_a_gradient_that_grows_suddenly_takes_no_step_longer_than_the_lr():
+    w = Parameter(torch.zeros(6, dtype=torch.float64))
+    opt = alone(w, ng.norms.Linf(), step=AdamNorm(), lr=0.1)
+    for t in range(20):
+        before, w.grad = w.detach().clone(), gaussian(6, seed=t) * (1e6 if t == 19 else 1.0)
+        opt.step()
+    assert float((w.detach() - before).abs().max()) == pytest.approx(0.1)
+
+
+def test_without_noise_the_last_steps_shrink_with_the_gradient():
+    """½wᵀHw, 400 steps: the gap is a thousandth of what steps of given size leave, same schedule, best lr."""
+    w0, f, gaps = start(ng.norms.L2()), bowl(psd(6, seed=3)), {}
+    for name, step, lrs in (
+        ("given", Linear(400), [0.4 / 2**k for k in range(8)]),
+        ("AdamNorm", Linear(400) * AdamNorm(), [0.8]),
+    ):
+        ends = []
+        for lr in lrs:
+            w = Parameter(w0.detach().clone())
+            run(alone(w, ng.norms.L2(), rule=Momentum(0.9, nesterov=True), step=step, lr=lr), w, f, 400)
+            ends.append(float(f(w.detach())))
+        gaps[name] = min(ends)
+    assert gaps["AdamNorm"] < 1e-3 * gaps["given"]
+
+
+def test_auto_is_adamnorm_that_goes_down():
+    ends = []
+    for step, lr in ((Auto(8), 0.1), (Linear(8) * AdamNorm(), 0.1 * SCALE)):
+        w = start(ng.norms.Linf())
+        opt = alone(w, ng.norms.Linf(), rule=Momentum(0.9), step=step, lr=lr)
+        run(opt, w, bowl(psd(6, seed=1)), 8)
+        ends.append(w.detach())
+    torch.testing.assert_close(*ends)
 
 
 # ---- what all of them have in common
@@ -561,6 +625,7 @@ RULES = {
     "Wolfe": (Wolfe(), "loss"),
     "Polyak": (Polyak(most=0.5), "loss"),
     "AdaGradNorm": (AdaGradNorm(), "none"),
+    "AdamNorm": (AdamNorm(), "none"),
     "Escape": (Escape(), "none"),
     "Prodigy": (Prodigy(), "none"),
     "Hypergradient": (Hypergradient(), "none"),
@@ -626,7 +691,7 @@ def test_groups_freezing_half_precision_and_a_parameter_left_out(name):
 def test_rules_lower_the_loss(name):
     step, kind = RULES[name]
     net = model()
-    lr = 0.05 if name.startswith(("Meta", "Hyper", "IDBD", "AdaGrad", "Auto")) else 1.0
+    lr = 0.05 if name.startswith(("Meta", "Hyper", "IDBD", "AdaGrad", "AdamNorm", "Auto")) else 1.0
     values = train(ng.optimizer(net, step=step, rule=Plain(), lr=lr), net, kind, 60)
     assert values[-1] < 0.9 * values[0]
 
@@ -660,8 +725,7 @@ def test_state_of_one_rule_is_not_loaded_into_another():
         (lambda: Hypergradient(rate=1.0), "must be < 1"),
         (lambda: IDBD(rate=0.0), "rate must be a finite number > 0"),
         (lambda: Auto(0), "Auto: total must be a whole number ≥ 1"),
-        (lambda: Auto(20), "0 ≤ warmup < total"),
-        (lambda: Auto(50, warmup=-1), "Auto: warmup must be a whole number ≥ 0"),
+        (lambda: AdamNorm(beta=1.0), r"AdamNorm: beta .* in \[0, 1\)"),
     ],
 )
 def test_nonsense_is_refused(make, message):

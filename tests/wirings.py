@@ -56,6 +56,7 @@ STEPS = {
     "Wolfe": step(steps.Wolfe(), "loss"),
     "Polyak": step(steps.Polyak(most=0.5), "loss"),
     "AdaGradNorm": step(steps.AdaGradNorm()),
+    "AdamNorm": step(steps.AdamNorm()),
     "Escape": step(steps.Escape(start=0.1)),
     "Prodigy": step(steps.Prodigy(start=0.1)),
     "Hypergradient": step(steps.Hypergradient()),

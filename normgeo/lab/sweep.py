@@ -18,6 +18,7 @@ from normgeo.optim import ScheduleFree
 from normgeo.rules import Plain
 from normgeo.steps import (
     AdaGradNorm,
+    AdamNorm,
     Auto,
     Escape,
     Hypergradient,
@@ -41,10 +42,13 @@ NAMES = {"ours": "normgeo", "adamw": "AdamW", "muon": "Muon + AdamW"}
 AGAINST = ("adamw", "muon", *BASELINES)
 
 RULES: dict[str, Callable[[Schedule, int, float], dict[str, Any]]] = {
-    "auto": lambda down, total, x: {"lr": 0.2 * x, "step": Auto(total, _warmup(total))},
+    "auto": lambda down, total, x: {"lr": 0.2 * x, "step": Auto(total)},
     "power": lambda down, total, x: {"lr": 0.2 * math.sqrt(1000 / total) * x, **_short(total)},
     "distance": lambda down, total, x: {"lr": 2 / math.sqrt(total), "step": down * Escape(x)},
-    "free": lambda down, total, x: {"lr": 1.6 * x, "step": Warmup(20), "rule": Plain(), "iterate": ScheduleFree()},
+    "free": lambda down, total, x: {
+        **{"lr": 0.8 * x, "step": Warmup(20) * AdamNorm()},
+        **{"rule": Plain(), "iterate": ScheduleFree()},
+    },
     "default": lambda down, total, x: {"lr": 0.2 * x, **_short(total)},
     "escape": lambda down, total, x: {"lr": 1.0, "step": down * Escape(1e-4 * x)},
     "prodigy": lambda down, total, x: {"lr": 1.0, "step": down * Prodigy(1e-6 * x)},
@@ -55,8 +59,8 @@ RULES: dict[str, Callable[[Schedule, int, float], dict[str, Any]]] = {
     "secant": lambda down, total, x: {"lr": 1.0, "step": down * Secant(start=1e-3 * x)},
 }
 """Rules of ours by name: the options of `contenders.ours` from a linear schedule, the number of steps, and a factor on the
-size with which the rule starts. "default" is the optimizer's own lr, "power" the same times √(1000/total). "distance" is
-"auto" with a start: the distance that the network has to go, in place of 1."""
+size with which the rule starts. "default" is the optimizer's own lr, "power" the same times √(1000/total). "distance" takes
+2·D/√total for the peak, D the distance that `Escape` finds from a start of 1."""
 
 
 def rule(text: str) -> Callable[[int], Entry]:

@@ -1,6 +1,7 @@
 """Step sizes: one scalar per step, or one per leaf, row or weight."""
 
 from normgeo.steps.adagrad import AdaGradNorm
+from normgeo.steps.adamnorm import AdamNorm
 from normgeo.steps.auto import Auto
 from normgeo.steps.base import Stats, StepSize, StepState
 from normgeo.steps.curvature import Cauchy, Secant
@@ -21,6 +22,7 @@ __all__ = [
     "IDBD",
     "WSD",
     "AdaGradNorm",
+    "AdamNorm",
     "Annealed",
     "Armijo",
     "Auto",
