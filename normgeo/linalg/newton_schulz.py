@@ -163,9 +163,9 @@ class PolarExpress(Polar):
         return self._iteration.work(x)
 
 
-# Of the sequences of 19 products that reach 1, the one with the fewest of m × n. `lower` is below the promised 1e-3, `safety`
-# above what was published and `ceiling` below 1, because of what rounding to bfloat16 does: there 1800 gradients, from
-# Gaussian to sparse, of low rank and constant ones, land in [.9930, .9997], so the result stays in the unit ball.
+# Of the sequences of 19 products that reach 1, the one with the fewest of m × n. `lower` is below the promised 1e-3,
+# `safety` above what was published and `ceiling` below 1, because of what rounding to bfloat16 does: there 1800 gradients,
+# from Gaussian to sparse, of low rank and constant ones, land in [.9930, .9997]: the result stays in the unit ball.
 TIGHT = PolarExpress((5, 9, 9, 9, 9), safety=1.02, dtype="mixed", gram=True, lower=6e-4, ceiling=0.9965)
 FAST = PolarExpress((5, 5, 5, 9), dtype="mixed", gram=True, lower=4e-3)
 
