@@ -262,6 +262,20 @@ def test_gradients_are_gone_one_by_one():
     assert {float(s["step"]) for s in opt.state.values()} == {1}
 
 
+def test_step_sizes_of_single_leaves_work_in_backward_and_stack_by_stack():
+    """A rule that shares nothing between leaves gives the same weights from all moves at once."""
+
+    class AllAtOnce(ng.steps.AdamNorm):
+        needs = {"moves": 1}  # noqa: RUF012
+
+    one = ng.steps.AdamNorm()
+    end, _ = run(20, TIGHT, step=one)
+    assert difference(end, net()) > 1e-3
+    assert difference(end, run(20, TIGHT, step=one, in_backward=True, nonfinite="zero")[0]) <= 1e-12
+    for step in (AllAtOnce(), ng.steps.Linear(10**9) * one, one * ng.steps.Escape(1.0)):
+        assert difference(end, run(20, TIGHT, step=step)[0]) <= 1e-9
+
+
 def test_bad_gradients_are_left_out_in_backward():
     model = net()
     opt = plan_of(model).optimizer(model, in_backward=True, nonfinite="zero")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -122,11 +123,14 @@ class Group:
                 stats.hessian = hessian_vector_product(stacks, graph)
             if line is not None and self.due("closure", step):
                 stats.line = line(stacks, [move.along(a) for move, a in zip(moves, living, strict=True)])
-        value = step.value(stats, state)
+        alone = "move" in step.needs and not stats.moves
+        value: Tensor | Sequence[Tensor] = () if alone else step.value(stats, state)
         passing = iter(moves)
         for i, stack in enumerate(stacks):
             move = next(passing)
-            factor = value if isinstance(value, Tensor) else value[i]
+            if alone:
+                value = step.value(replace(stats, moves=[move]), StepState(state.shared, [state.leaves[i]]))
+            factor = value if isinstance(value, Tensor) else value[0 if alone else i]
             write(stack, move, rate(options, factor, move), living[i], "updates" in step.needs)
             del move  # its tensors make room for those of the next stack, in memory and in the cache
         step.follow(stats.moves, state)

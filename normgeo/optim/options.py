@@ -37,7 +37,7 @@ KINDS: dict[str, Any] = {
     "constraint": Constraint,
 }
 OPTIONS = {"params", "leaves", "lr", "decay", *KINDS}
-SUPPLIED = {"loss", "hvp", "closure", "moves", "updates", "validation"}
+SUPPLIED = {"loss", "hvp", "closure", "move", "moves", "updates", "validation"}
 
 ELSEWHERE = {
     "betas": "the weight on the past is the rule's; write rule=normgeo.rules.Momentum(0.9, nesterov=True)",

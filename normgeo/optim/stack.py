@@ -51,7 +51,7 @@ class Parts:
     def entrywise(self) -> bool:
         """Whether, the duality map apart, a shard of a leaf is as good as the leaf."""
         each = self.rule.entrywise and self.iterate.entrywise and self.constraint.entrywise
-        looks = {"moves", "updates", "closure", "hvp"} & set(self.step.needs)
+        looks = {"move", "moves", "updates", "closure", "hvp"} & set(self.step.needs)
         return each and self.direction is None and not looks
 
     @property

@@ -30,7 +30,7 @@ class AdamNorm(StepSize):
     """
 
     beta: float = 0.999
-    needs = {"moves": 1}  # noqa: RUF012
+    needs = {"move": 1}  # noqa: RUF012
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta < 1:

@@ -67,7 +67,7 @@ class Stats:
     loss: Tensor | None = None
     """() from the closure, for needs = {"loss": 1}"""
     moves: Sequence[Move] = ()
-    """all stacks of the group, for needs = {"moves": 1}"""
+    """all stacks of the group, for needs = {"moves": 1}; the stack at hand, for needs = {"move": 1}"""
     hvp: Callable[[Tensor], Tensor] | None = None
     """V (n, *shape) -> HV for the stack at hand, only in `observe` of a direction, for needs = {"hvp": k} every k steps"""
     validation: Tensor | None = None
@@ -117,7 +117,8 @@ class StepSize(ABC):
     broadcasts against the weights (n, *shape) for a size per row or per weight. It works in tensors, so that nothing
     waits for the device and a new value never recompiles; only searches along `stats.line` look at what they find. A
     larger `needs` is a cost: "moves" keeps every direction of the group in memory at once, "updates" a copy of the
-    weights, "hvp" the graph of the gradients, "closure" further evaluations of the loss.
+    weights, "hvp" the graph of the gradients, "closure" further evaluations of the loss. With "move", for rules that
+    share nothing between leaves, `value` is called for each stack in its turn, with one move.
 
     >>> import torch
     >>> class TrustRegion(StepSize):

@@ -58,7 +58,7 @@ class Bowl:
         return Stats(
             torch.tensor(float(t)),
             loss if "loss" in needs else None,
-            moves if "moves" in needs or "updates" in needs else (),
+            moves if {"move", "moves", "updates"} & set(needs) else (),
             hessian=hessian if t % needs.get("hvp", t + 1) == 0 else None,
             line=line if t % needs.get("closure", t + 1) == 0 else None,
         )
