@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from normgeo.constraints import Rate
 from normgeo.geometry import Leaf
 from normgeo.optim.closure import Grads, Line, hessian_vector_product
 from normgeo.optim.exchange import in_turn
@@ -115,7 +116,10 @@ class Group:
         # Lazily: one stack at a time, unless the step size has to see all directions before it decides.
         bent = graph if self.parts.direction is not None and self.due("hvp", self.parts.direction) else None
         held = validation if validation and self.parts.ask("validation") else {}
-        moves: Iterable[Move] = in_turn(direct(s, a, stats, bent, held) for s, a in zip(stacks, living, strict=True))
+        blocks = [stack.blocks() for stack in stacks]
+        moves: Iterable[Move] = in_turn(
+            direct(block, a, stats, bent, held) for its, a in zip(blocks, living, strict=True) for block in its
+        )
         if {"moves", "updates"} & set(step.needs):
             moves = stats.moves = list(moves)
             if graph is not None and self.due("hvp", step):
@@ -124,14 +128,19 @@ class Group:
                 stats.line = line(stacks, [move.along(a) for move, a in zip(moves, living, strict=True)])
         value = step.value(stats, state)
         passing = iter(moves)
-        for i, stack in enumerate(stacks):
-            move = next(passing)
+        rates: dict[Any, Rate] = {}
+        for i, its in enumerate(blocks):
             factor = value if isinstance(value, Tensor) else value[i]
-            write(stack, move, rate(options, factor, move), living[i], "updates" in step.needs)
-            del move  # its tensors make room for those of the next stack, in memory and in the cache
+            for block in its:
+                move = next(passing)
+                key = (block.dtype, block.device) if factor is value else i
+                if key not in rates:
+                    rates[key] = rate(options, factor, move)
+                write(block, move, rates[key]._replace(radius=move.radius), living[i], "updates" in step.needs)
+                del move  # its tensors make room for those of the next one, in memory and in the cache
         step.follow(stats.moves, state)
-        for stack, was, a in zip(stacks, before, living, strict=True):
-            stack.commit(was, a)
+        for stack, its, was, a in zip(stacks, blocks, before, living, strict=True):
+            stack.commit(its, was, a)
         ok = self._together(verdict)
         for name, buffer in self.shared.items():
             new = state.shared[name].to(buffer)
