@@ -67,7 +67,7 @@ def test_no_part_is_left_out_of_the_wirings():
         parts = {
             n for n in module.__all__ if isinstance(getattr(module, n), type) and issubclass(getattr(module, n), base)
         }
-        abstract = {"Rule", "Constraint", "StepSize", "Schedule", "Annealed"}
+        abstract = {"Rule", "Constraint", "Pull", "StepSize", "Schedule", "Annealed"}
         made_from_others = {"Free", "Product", "Table", "Warmup"}
         assert parts - wired - abstract - made_from_others <= set(), room
 

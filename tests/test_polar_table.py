@@ -37,6 +37,25 @@ def test_the_committed_page_is_current():
     assert polar.TARGET.read_text(encoding="utf-8") == polar.page(), "run python docs/generate_polar.py"
 
 
+def spread(low, *schedule):
+    y = polar.evaluate(schedule, np.linspace(low, 1, 200_001))
+    return y.min() / y.max()
+
+
+def test_fewest_products():
+    """Steps one by one are as good as the sequence made at once; a cubic other than the best is worse."""
+    found = polar.fewest(16)
+    for count in (15, 16):
+        low, degrees = found[count]
+        best = polar.optimal_polynomials(degrees, 1e-3, cushion=0)
+        assert low == pytest.approx(spread(1e-3, *best), abs=1e-4)
+    assert found[15][0] < 0.99 * found[16][0] < 0.99
+    for low in (0.01, 0.3, 0.8):
+        best = 1 + low + low * low
+        assert polar.contracted(3, low) == pytest.approx(spread(low, (1, -1 / best, 0)), abs=1e-6)
+        assert max(spread(low, (1, -c / best, 0)) for c in (0.98, 1.02)) < polar.contracted(3, low)
+
+
 @pytest.mark.parametrize(("n", "least"), [(2, 0.95), (64, 0.95), (256, 0.95), (1024, 0.85), (4096, 0.70)])
 def test_the_default_descends_on_the_worst_gradient(n, least):
     assert polar.worst_descent(DEFAULT, n).descent >= least

@@ -1,7 +1,7 @@
 """Constraints: what weights must satisfy after the step."""
 
 from normgeo.constraints.ball import Ball
-from normgeo.constraints.base import Constraint, Free, Rate
+from normgeo.constraints.base import Constraint, Free, Pull, Rate
 from normgeo.constraints.decay import CorrectedDecay, Decay, DecoupledDecay, L2Penalty, ScheduledDecay
 from normgeo.constraints.frank_wolfe import FrankWolfe
 from normgeo.constraints.hammer import SpectralHammer
@@ -25,6 +25,7 @@ __all__ = [
     "L2Penalty",
     "Normalize",
     "Oblique",
+    "Pull",
     "Rate",
     "RowCap",
     "ScheduledDecay",

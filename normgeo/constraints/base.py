@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from normgeo.norms import Norm
 
-__all__ = ["Constraint", "Free", "Rate"]
+__all__ = ["Constraint", "Free", "Pull", "Rate"]
 
 
 class Rate(NamedTuple):
@@ -66,8 +67,29 @@ class Constraint(ABC):
         """Bring W, the weights after the step, back to the set; `old` are the weights before it."""
 
 
+class Pull(Constraint):
+    """W ← W - d·old, d = `pull`: a constraint that the optimizer can apply in the same pass over memory as the step.
+
+    >>> import torch
+    >>> class Half(Pull):
+    ...     def pull(self, rate): return 0.5 * rate.eta
+    >>> Half().retract(torch.ones(1), torch.ones(1), Rate(torch.tensor(0.1), torch.tensor(1.0)), {})
+    tensor([0.9500])
+    """
+
+    entrywise = True
+
+    @abstractmethod
+    def pull(self, rate: Rate) -> Tensor | None:
+        """d, () or (n, 1, ..., 1); None for 0."""
+
+    def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
+        d = self.pull(rate)
+        return W if d is None else torch.addcmul(W, old, d, value=-1)
+
+
 @dataclass(frozen=True)
-class Free(Constraint):
+class Free(Pull):
     """No constraint.
 
     >>> import torch
@@ -75,7 +97,5 @@ class Free(Constraint):
     tensor([1.])
     """
 
-    entrywise = True
-
-    def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
-        return W
+    def pull(self, rate: Rate) -> None:
+        return None

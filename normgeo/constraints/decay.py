@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normgeo.constraints.base import Constraint, Rate
+from normgeo.constraints.base import Constraint, Pull, Rate
 from normgeo.constraints.measured import along_leaves
 
 __all__ = ["CorrectedDecay", "Decay", "DecoupledDecay", "L2Penalty", "ScheduledDecay"]
 
 
 @dataclass(frozen=True)
-class Decay(Constraint):
+class Decay(Pull):
     """W ← (1 - η·λ)·W - η·r·D, λ the strength, as in AdamW.
 
     Invariant: while η·λ ≤ 1, weights that start inside the ball ‖W‖ ≤ r/λ stay there, r being the radius of the leaf.
@@ -36,18 +36,17 @@ class Decay(Constraint):
     tensor([0.7500])
     """
 
-    entrywise = True
     strength: float = 0.045
 
     def __post_init__(self) -> None:
         check_strength(type(self).__name__, self.strength)
 
-    def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
-        return torch.addcmul(W, old, rate.eta, value=-self.strength)
+    def pull(self, rate: Rate) -> Tensor:
+        return self.strength * rate.eta
 
 
 @dataclass(frozen=True)
-class DecoupledDecay(Constraint):
+class DecoupledDecay(Pull):
     """W ← (1 - s·λ)·W - η·r·D with the schedule s = η/lr₀, so the decay does not change with the lr.
 
     lr₀ is the lr that the group was made with. Invariant: while s·λ ≤ 1, the ball ‖W‖ ≤ lr₀·r/λ. Independent directions
@@ -60,18 +59,17 @@ class DecoupledDecay(Constraint):
     tensor([0.9000])
     """
 
-    entrywise = True
     strength: float
 
     def __post_init__(self) -> None:
         check_strength(type(self).__name__, self.strength)
 
-    def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
-        return torch.addcmul(W, old, rate.relative, value=-self.strength)
+    def pull(self, rate: Rate) -> Tensor:
+        return self.strength * rate.relative
 
 
 @dataclass(frozen=True)
-class CorrectedDecay(Constraint):
+class CorrectedDecay(Pull):
     """W ← (1 - s·η·λ)·W - η·r·D: the strength follows the schedule s = η/lr₀, so that λ_t/η_t, and with it the balance of
     gradient and weight in normalised layers, stays constant while η falls.
 
@@ -85,14 +83,13 @@ class CorrectedDecay(Constraint):
     tensor([0.9900])
     """
 
-    entrywise = True
     strength: float
 
     def __post_init__(self) -> None:
         check_strength(type(self).__name__, self.strength)
 
-    def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
-        return W - rate.relative * rate.eta * self.strength * old
+    def pull(self, rate: Rate) -> Tensor:
+        return self.strength * rate.relative * rate.eta
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,7 @@ class ScheduledDecay(Constraint):
 
 
 @dataclass(frozen=True)
-class L2Penalty(Constraint):
+class L2Penalty(Pull):
     """G ← G + λ·W, the gradient of λ/2·‖W‖₂² added to the loss, before momentum. For directions of unit size this is no
     decay: it turns D, and acts only where λ·W is not small beside G.
 
@@ -146,7 +143,6 @@ class L2Penalty(Constraint):
     tensor([0.1000])
     """
 
-    entrywise = True
     strength: float
 
     def __post_init__(self) -> None:
@@ -155,8 +151,8 @@ class L2Penalty(Constraint):
     def tangent(self, W: Tensor, G: Tensor, state: dict[str, Tensor]) -> Tensor:
         return G + self.strength * W
 
-    def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
-        return W
+    def pull(self, rate: Rate) -> None:
+        return None
 
 
 def check_strength(name: str, strength: float) -> None:

@@ -7,7 +7,7 @@ from normgeo.linalg.newton_schulz import FAST, SMALLEST_MIXED, TIGHT, NewtonSchu
 from normgeo.linalg.polar import SVD, Polar
 from normgeo.linalg.power import ascent, steepest_gain
 from normgeo.linalg.randomized import RandomizedSVD
-from normgeo.linalg.scale import exponent, l2, shift
+from normgeo.linalg.scale import exponent, host_sees, l2, shift
 
 __all__ = [
     "FAST",
@@ -25,6 +25,7 @@ __all__ = [
     "eigh",
     "eigvalsh",
     "exponent",
+    "host_sees",
     "in_dtype",
     "l2",
     "leading",

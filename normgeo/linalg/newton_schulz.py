@@ -165,8 +165,9 @@ class PolarExpress(Polar):
 
 # Of the sequences of 19 products that reach 1, the one with the fewest of m × n. `lower` is below the promised 1e-3,
 # `safety` above what was published and `ceiling` below 1, because of what rounding to bfloat16 does: there 1800 gradients,
-# from Gaussian to sparse, of low rank and constant ones, land in [.9930, .9997]: the result stays in the unit ball.
-TIGHT = PolarExpress((5, 9, 9, 9, 9), safety=1.02, dtype="mixed", gram=True, lower=6e-4, ceiling=0.9965)
+# from Gaussian to sparse and of low rank, land in [.9924, 1.0003]. Where all entries are equal, so are their errors, and
+# add up: [.985, 1.009]; with safety=1.02 some of these diverge.
+TIGHT = PolarExpress((5, 9, 9, 9, 9), safety=1.04, dtype="mixed", gram=True, lower=6e-4, ceiling=0.996)
 FAST = PolarExpress((5, 5, 5, 9), dtype="mixed", gram=True, lower=4e-3)
 
 

@@ -2,8 +2,9 @@
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-__all__ = ["exponent", "l2", "shift"]
+__all__ = ["exponent", "host_sees", "l2", "shift"]
 
 
 def exponent(x: Tensor, ndim: int) -> Tensor:  # (*b, *d) -> (*b, 1, ..., 1)
@@ -41,3 +42,14 @@ def l2(x: Tensor, ndim: int) -> Tensor:  # (*b, *d) -> (*b, 1, ..., 1)
     e = exponent(x, ndim)
     size = torch.linalg.vector_norm(shift(x, -e), dim=tuple(range(-ndim, 0)), keepdim=True)
     return shift(size, e)
+
+
+def host_sees(x: Tensor) -> bool:
+    """Whether the host may look into x: nothing is waited for, and x has values, not those of a trace alone. Then what is
+    rarely needed can be left out.
+
+    >>> host_sees(torch.ones(2)), host_sees(torch.ones(2, device="meta"))
+    (True, False)
+    """
+    traced = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+    return x.device.type == "cpu" and not traced

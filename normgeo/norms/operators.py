@@ -114,7 +114,7 @@ class RMSToLinf(Norm):
         return l2(g, 1).squeeze(-1).sum(-1) / math.sqrt(g.shape[-1])
 
     def dualize(self, g: Tensor) -> Tensor:
-        return (unit(trailing(g, 2), 1) / math.sqrt(g.shape[-1])).to(g.dtype)
+        return unit(trailing(g, 2), 1, g.shape[-1] ** -0.5).to(g.dtype)
 
     def project(self, w: Tensor) -> Tensor:
         x = trailing(w, 2)

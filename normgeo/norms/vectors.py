@@ -7,28 +7,38 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normgeo.linalg import exponent, l2, shift
+from normgeo.linalg import exponent, host_sees, l2, shift
 from normgeo.norms.base import Norm, trailing
 from normgeo.norms.gauges import simplex_cap
 
 __all__ = ["L1", "L2", "RMS", "Absolute", "Linf", "rms", "rms_project", "rms_unit", "sign", "unit"]
 
 
-def unit(g: Tensor, ndim: int) -> Tensor:  # (*b, *d) -> (*b, *d)
-    """g / ‖g‖₂ over the last `ndim` axes, and 0 for 0. Exact under powers of two, denormals included."""
-    x = shift(g, -exponent(g, ndim))
-    # A nonzero x now has ‖x‖₂ ≥ 1/2, so the clamp only meets x = 0.
-    return x / torch.linalg.vector_norm(x, dim=tuple(range(-ndim, 0)), keepdim=True).clamp_min(0.25)
+def unit(g: Tensor, ndim: int, length: float = 1.0) -> Tensor:  # (*b, *d) -> (*b, *d)
+    """length·g/‖g‖₂ over the last `ndim` axes, and 0 for 0, of numbers of any size, denormals included.
+
+    Where the squares of an accumulated ‖g‖₂ may have left the range of the dtype, that slice is measured again in another
+    unit, a power of two. On a device all are, since looking would wait; on the host only if there is one.
+    """
+    axes, most = tuple(range(-ndim, 0)), math.frexp(torch.finfo(g.dtype).max)[1]
+    low, high = 2.0 ** (-5 * most // 16), 2.0 ** (15 * most // 32)
+    x, size = g, torch.linalg.vector_norm(g, dim=axes, keepdim=True)
+    if not (host_sees(size) and low <= float(size.min()) <= float(size.max()) <= high):
+        up, down = 2.0 ** (3 * most // 4), 2.0 ** (-3 * most // 4)
+        x = g * torch.ones_like(size).masked_fill(size < low, up).masked_fill(size > high, down)
+        size = torch.linalg.vector_norm(x, dim=axes, keepdim=True)
+    # A nonzero x now has ‖x‖₂ above this bound, so the clamp only meets x = 0.
+    return x * (length / size.clamp_min(2.0 ** (-most // 2)))
 
 
 def sign(x: Tensor) -> Tensor:
     """-1, 0 or 1, and NaN for NaN and Inf, which torch's own sign would hide."""
-    return x.sign() + 0 * x
+    return x.sign().add_(x, alpha=0)
 
 
 def rms_unit(g: Tensor) -> Tensor:  # (*b, d) -> (*b, d)
     """g / RMS(g), and 0 for 0."""
-    return unit(g, 1) * math.sqrt(g.shape[-1])
+    return unit(g, 1, math.sqrt(g.shape[-1]))
 
 
 def rms(w: Tensor) -> Tensor:  # (*b, d) -> (*b, 1)

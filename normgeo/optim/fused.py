@@ -1,8 +1,8 @@
-"""Momentum, and the way from a direction to the weights, in one pass over memory each: for parts that are entrywise."""
+"""Momentum, and the way from a direction to the weights, in few passes over memory: for parts that are entrywise."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -14,7 +14,7 @@ from normgeo.optim.iterate import Iterate
 from normgeo.rules import Rule
 from normgeo.rules.base import State
 
-__all__ = ["Fused"]
+__all__ = ["Fused", "descended"]
 
 
 class Fused:
@@ -36,7 +36,7 @@ class Fused:
 
     def update(self, rule: Rule, G: Tensor, state: State) -> Tensor:  # (n, *shape) -> (n, *shape)
         """`rule.update`."""
-        if "age" in state:
+        if "age" in state or not self.compile:
             return self.smooth(rule, G, state)
         views = {name: x.reshape(len(x), -1) for name, x in state.items()}
         flat = dict(views)
@@ -63,6 +63,30 @@ class Fused:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Fused, (self.compile,)
+
+
+def descended(W: Sequence[Tensor], D: Sequence[Tensor], eta: float, d: float) -> list[bool]:
+    """W ← W - η·D - d·W in place and in one pass, η > 0, by torch's kernel of SGD; all contiguous and of one size. And
+    which of the W have another entry now. Some from all over a W tell as a rule; if these stay, whether the same step would
+    bring others back, which differs only for steps of half a last digit."""
+    some = [w.view(-1)[:: max(1, w.numel() // 64)] for w in W]
+    before = [w.clone() for w in some]
+    torch._fused_sgd_(
+        list(W),
+        list(D),
+        [],
+        weight_decay=d / eta,
+        momentum=0.0,
+        lr=eta,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+        is_first_step=False,
+    )
+    return [
+        not (torch.equal(a, b) and torch.equal(w, torch.add(torch.add(w, w, alpha=d), step, alpha=eta)))
+        for a, b, w, step in zip(some, before, W, D, strict=True)
+    ]
 
 
 def _own(function: Any) -> Callable[..., Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from normgeo.constraints import Rate
 from normgeo.geometry import Leaf
 from normgeo.optim.closure import Grads, Line, hessian_vector_product
 from normgeo.optim.exchange import in_turn
@@ -116,7 +117,10 @@ class Group:
         # Lazily: one stack at a time, unless the step size has to see all directions before it decides.
         bent = graph if self.parts.direction is not None and self.due("hvp", self.parts.direction) else None
         held = validation if validation and self.parts.ask("validation") else {}
-        moves: Iterable[Move] = in_turn(direct(s, a, stats, bent, held) for s, a in zip(stacks, living, strict=True))
+        blocks = [stack.blocks() for stack in stacks]
+        moves: Iterable[Move] = in_turn(
+            direct(block, a, stats, bent, held) for its, a in zip(blocks, living, strict=True) for block in its
+        )
         if {"moves", "updates"} & set(step.needs):
             moves = stats.moves = list(moves)
             if graph is not None and self.due("hvp", step):
@@ -126,16 +130,21 @@ class Group:
         alone = "move" in step.needs and not stats.moves
         value: Tensor | Sequence[Tensor] = () if alone else step.value(stats, state)
         passing = iter(moves)
-        for i, stack in enumerate(stacks):
-            move = next(passing)
-            if alone:
-                value = step.value(replace(stats, moves=[move]), StepState(state.shared, [state.leaves[i]]))
-            factor = value if isinstance(value, Tensor) else value[0 if alone else i]
-            write(stack, move, rate(options, factor, move), living[i], "updates" in step.needs)
-            del move  # its tensors make room for those of the next stack, in memory and in the cache
+        rates: dict[Any, Rate] = {}
+        for i, its in enumerate(blocks):
+            for block in its:
+                move = next(passing)
+                if alone:
+                    value = step.value(replace(stats, moves=[move]), StepState(state.shared, [state.leaves[i]]))
+                factor = value if isinstance(value, Tensor) else value[0 if alone else i]
+                key = i if alone or factor is not value else (block.dtype, block.device)
+                if key not in rates:
+                    rates[key] = rate(options, factor, move)
+                write(block, move, rates[key]._replace(radius=move.radius), living[i], "updates" in step.needs)
+                del move  # its tensors make room for those of the next one, in memory and in the cache
         step.follow(stats.moves, state)
-        for stack, was, a in zip(stacks, before, living, strict=True):
-            stack.commit(was, a)
+        for stack, its, was, a in zip(stacks, blocks, before, living, strict=True):
+            stack.commit(its, was, a)
         ok = self._together(verdict)
         for name, buffer in self.shared.items():
             new = state.shared[name].to(buffer)

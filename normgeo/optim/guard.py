@@ -85,16 +85,16 @@ class Guard:
         self._seen = "the gradient" if loss is None else "the loss or the gradient"
         together = self.policy != "zero"
         if self.policy != "raise" and self.deferred(grads[0]):
-            finite = agree(_finite(grads, loss, float("inf")))
+            finite = agree(_finite(grads, loss, _largest))
             if self.capturable:
                 self._count(finite, names)
             else:
                 self._pending.append((*_fetch(finite), names))
             return Verdict(True, finite, together)
-        # A finite ‖g‖₂ has no NaN or Inf in it, and on CPU takes a twentieth of the time of max|g|; but it may overflow.
-        if bool(agree(_finite(grads, loss, 2)).all()):
+        # A finite sum has no NaN or Inf in it, and on CPU takes a thirtieth of the time of max|g|; but it may overflow.
+        if bool(agree(_finite(grads, loss, _sums)).all()):
             return Verdict(True)
-        if bool((finite := agree(_finite(grads, loss, float("inf")))).all()):
+        if bool((finite := agree(_finite(grads, loss, _largest))).all()):
             return Verdict(True)
         self._tell(finite, names)
         return Verdict(not together, finite, together)
@@ -141,14 +141,22 @@ class Guard:
         warnings.warn(f"{fact}: {done}, {self.skipped} skipped so far", RuntimeWarning, stacklevel=4)
 
 
+def _sums(grads: list[Tensor]) -> list[Tensor]:
+    return [g.sum() for g in grads]
+
+
+def _largest(grads: list[Tensor]) -> list[Tensor]:
+    return list(torch._foreach_norm([g if g.numel() else g.new_zeros(1) for g in grads], ord=float("inf")))
+
+
 def _finite(
-    grads: list[Tensor], loss: Tensor | None, order: float
+    grads: list[Tensor], loss: Tensor | None, measure: Callable[[list[Tensor]], list[Tensor]]
 ) -> Tensor:  # -> (p,) bool on the device of the first
-    """Whether ‖g‖ is finite, and so all of g (NaN propagates, Inf stays), and the loss where a part looks at it: a step
-    size would take its NaN to all parameters.
+    """Whether numbers into which NaN and Inf of gradients propagate are finite, and the loss where a part looks at it: a
+    step size would take its NaN to all parameters.
     """
-    sizes = torch._foreach_norm([g if g.numel() else g.new_zeros(1) for g in grads], ord=order)
-    finite = torch.stack([size.to(grads[0].device) for size in sizes]).isfinite()
+    numbers, device = measure(grads), grads[0].device
+    finite = torch.stack([x if x.device == device else x.to(device) for x in numbers]).isfinite()
     return finite if loss is None else finite & torch.as_tensor(loss).detach().isfinite().to(finite.device)
 
 

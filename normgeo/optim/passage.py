@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from normgeo.constraints import Rate
+from normgeo.constraints import Pull, Rate
 from normgeo.optim.closure import Grads, hessian_vector_product
 from normgeo.optim.exchange import Task
 from normgeo.optim.guard import Verdict
@@ -58,6 +58,9 @@ def direct(
 
 def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_update: bool) -> None:
     """From the unit direction to the weights; at η = 0 nothing moves, whatever the constraint would do."""
+    if stack.descends:
+        _descend(stack, move, rate, living)
+        return
     old, radius, iterate, constraint = move.W, move.radius, stack.iterate, stack.state["constraint"]
     moving = rate.eta != 0
     if not stack.all_may_move:
@@ -88,6 +91,24 @@ def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_upda
     if keep_update:
         move.update, move.eta = new - old, rate.eta
     stack.write(new, stack.present())  # last: `old` may be the parameter itself
+
+
+def _descend(stack: Stack, move: Move, rate: Rate, living: Tensor | None) -> None:
+    """W ← W - η·r·D - d·W with numbers that the host knows, in one pass."""
+    n = len(stack)
+    d = cast(Pull, stack.constraint).pull(rate)
+    go = [True] * n if living is None else living.tolist()
+    steps = [
+        (eta * r, pull) if yes and eta * r else None
+        for eta, r, pull, yes in zip(_numbers(rate.eta, n), stack.lengths, _numbers(d, n), go, strict=True)
+    ]
+    stack.descend(move.W, move.D, steps)
+
+
+def _numbers(x: Tensor | None, n: int) -> list[float]:
+    if x is None:
+        return [0.0] * n
+    return [float(x)] * n if x.ndim == 0 else x.flatten().tolist()
 
 
 def averaged(stack: Stack, W: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -16,7 +17,7 @@ from normgeo.norms import Norm
 from normgeo.optim.layout import Whole, layout_of
 from normgeo.optim.ranks import Ranks
 
-__all__ = ["Bunch", "Entry", "Place", "at_a_time", "bunches"]
+__all__ = ["Bunch", "Entry", "Place", "at_a_time", "bunches", "most_entries"]
 
 Entry = tuple[Parameter, Leaf]
 
@@ -81,7 +82,7 @@ def bunches(
         key = (norm, parameter.dtype, parameter.device, bool(spectral), at, layout, shape)
         found.setdefault(key, []).append(((parameter, leaf), scale))
     for (norm, _, device, spectral, _, layout, shape), these in _padded(found).items():
-        most = MOST.get(device.type, MOST_ELSEWHERE)
+        most = most_entries(device)
         if spectral:  # those that lie alike next to each other, so that few chunks have both
             these = sorted(these, key=lambda each: _tall(each[0][1].shape))
         sharing = layout.ranks or ranks
@@ -94,6 +95,11 @@ def bunches(
                 Place(leaf.shape, bool(spectral) and _tall(leaf.shape) != tall, scale) for (_, leaf), scale in chunk
             ]
             yield Bunch([entry for entry, _ in chunk], norm, shape[::-1] if tall else shape, places)
+
+
+def most_entries(device: torch.device) -> int:
+    """How many entries a stack there may have, if it has more than one leaf or one that can be divided."""
+    return MOST.get(device.type, MOST_ELSEWHERE)
 
 
 def at_a_time(shape: Sequence[int], ranks: int) -> int:

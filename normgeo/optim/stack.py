@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from normgeo.constraints import Constraint
+from normgeo.constraints import Constraint, Pull
 from normgeo.geometry import Leaf
 from normgeo.optim.direction import Direction, Dualize
 from normgeo.optim.exchange import Exchange, Task
-from normgeo.optim.fused import Fused
-from normgeo.optim.iterate import Iterate
+from normgeo.optim.fused import Fused, descended
+from normgeo.optim.iterate import Descent, Iterate
 from normgeo.optim.layout import Shards, Whole, layout_of
-from normgeo.optim.place import Bunch
+from normgeo.optim.place import Bunch, most_entries
 from normgeo.optim.shards import costly, on_shards
 from normgeo.rules import Rule
 from normgeo.rules.base import State
@@ -91,8 +92,16 @@ class Stack:
         self.device = first.device
         self.looks = self.device.type == "cpu" and not capturable
         """whether the host may look into tensors: on an accelerator it would wait"""
+        pulls = type(self.constraint).retract is Pull.retract and type(self.iterate).write is Descent.write
+        self.descends = pulls and parts.simple and self.looks and not fused.compile
+        """whether W ← W - η·r·D - d·W with numbers is all that happens to weights"""
+        looked = {type(self.constraint).tangent, type(self.constraint).direct}
+        unseen = looked == {Constraint.tangent, Constraint.direct}
+        self._in_place = self.descends and unseen and self._plain and self._filled and first.dtype == self.dtype
         self._bind(store)
-        self.radius, self.radii, self.all_may_move = torch.empty(0), torch.empty(0), True
+        self._moved: Tensor | list[bool] = [False] * len(self)
+        self._rows = self._rows_at_a_time(parts)
+        self.radius, self.radii, self.lengths, self.all_may_move = torch.empty(0), torch.empty(0), [0.0], True
 
     def __len__(self) -> int:
         return len(self.leaves)
@@ -104,11 +113,38 @@ class Stack:
         return self._read(_grad)
 
     def borrow(self) -> tuple[Tensor, Tensor]:
-        """Gradients and weights, as the parameters themselves where that serves: to be looked at and not written to."""
-        if self.fused and self._plain and self._filled and len(self) == 1:
-            p = self.params[0]
-            return _grad(p).unsqueeze(0).to(self.dtype), p.detach().unsqueeze(0).to(self.dtype)
-        return self.grads(), self.weights()
+        """Gradients and weights, as the parameters themselves where that serves: to be looked at and not written to. Of
+        weights that `descend` can change where they are, and that nobody looks at, there are no entries."""
+        p = self.params[0]
+        alone = self.fused and self._plain and self._filled and len(self) == 1
+        G = _grad(p).unsqueeze(0).to(self.dtype) if alone else self.grads()
+        if self._in_place and all(p.is_contiguous() for p in self.params):
+            return G, G.new_empty(0)
+        return G, p.detach().unsqueeze(0).to(self.dtype) if alone else self.weights()
+
+    def blocks(self) -> list[Stack]:
+        """This stack; or, of a leaf that is larger than stacks should be and whose rows have nothing to do with each other,
+        one stack for every few rows. They share its memory, and are good for one step."""
+        rows, count = self._rows, self.shape[0] if self.shape else 1
+        return [self] if rows >= count else [self._block(slice(i, i + rows)) for i in range(0, count, rows)]
+
+    def _rows_at_a_time(self, parts: Parts) -> int:
+        whole = self.shape[0] if self.shape else 1
+        alike = all(x.shape[1:2] == self.shape[:1] for x in self.state["rule"].values())
+        apart = parts.simple and type(self.direction) is Dualize and (self.norm.entrywise or self.norm.independent)
+        if len(self) > 1 or not (apart and alike and self._plain and self._filled):
+            return whole
+        return max(1, most_entries(self.device) // max(1, math.prod(self.shape[1:])))
+
+    def _block(self, rows: slice) -> Stack:
+        block, p = object.__new__(Stack), self.params[0]
+        block.__dict__.update(self.__dict__)
+        view = p.detach()[rows]
+        view.grad = None if p.grad is None else p.grad[rows]
+        block.params, block.shape = [view], tuple(view.shape)  # type: ignore[list-item]
+        block.state = {part: {name: x[:, rows] for name, x in state.items()} for part, state in self.state.items()}
+        block._buffers = {part: dict(state) for part, state in block.state.items()}
+        return block
 
     def turn(self, M: Tensor, W: Tensor) -> Task[Tensor]:
         """The direction of M."""
@@ -123,7 +159,8 @@ class Stack:
         """Put the slices of W for which `where` holds back into their parameters."""
         slots = [slot for slot in zip(self.params, self.leaves, self.views(W), where, strict=True) if slot[-1]]
         if self._plain:
-            torch._foreach_copy_([p for p, *_ in slots], [w for _, _, w, _ in slots])
+            if slots:
+                torch._foreach_copy_([p for p, *_ in slots], [w for _, _, w, _ in slots])
             return
         for p, leaf, w, _ in slots:
             self.layout.write(leaf, p, w)
@@ -144,8 +181,9 @@ class Stack:
         self.radii = (
             self.numbers["mass"] / total_mass * self.numbers["reach"] if total_mass else 0 * self.numbers["mass"]
         )
-        scales = torch.tensor([place.scale for place in self.places], dtype=torch.float64)
-        self.radius = (self.radii * scales).to(self.device, self.dtype).reshape((-1,) + (1,) * len(self.shape))
+        lengths = self.radii * torch.tensor([place.scale for place in self.places], dtype=torch.float64)
+        self.radius = lengths.to(self.device, self.dtype).reshape((-1,) + (1,) * len(self.shape))
+        self.lengths = lengths.tolist()
         self.all_may_move = bool((self.radii > 0).all())
 
     def views(self, V: Tensor) -> list[Tensor]:
@@ -165,19 +203,46 @@ class Stack:
         return {part: {k: v.clone() for k, v in state.items()} for part, state in self.state.items()}
 
     def count_moves(self, new: Tensor, old: Tensor) -> None:
-        """Add 1 to `moved` of the leaves that are not what they were; 16-bit weights may round a small step away."""
+        """See which leaves are not what they were; 16-bit weights may round a small step away."""
         written = new.to(self.params[0].dtype)
         if self.looks:  # there comparing and then reducing is slow, and nothing waits for the answer
-            changed = [not torch.equal(a, b) for a, b in zip(written.unbind(), old.unbind(), strict=True)]
-            moved = torch.tensor(changed)
+            self._moved = [not torch.equal(a, b) for a, b in zip(written.unbind(), old.unbind(), strict=True)]
         else:
-            moved = (written != old).reshape(len(self), -1).any(1)
-        if self.layout.ranks is not None:
-            moved = self.layout.ranks.anywhere(moved)
-        self.numbers["moved"] += moved
+            self._moved = (written != old).reshape(len(self), -1).any(1)
 
-    def commit(self, before: dict[str, State] | None, alive: Tensor | None) -> None:
-        """Bring what the parts assigned back into the buffers, and undo it for leaves that are not alive."""
+    def descend(self, W: Tensor, D: Tensor, steps: Sequence[tuple[float, float] | None]) -> None:
+        """W ← W - η·D - d·W by the steps (η, d) of the leaves, W as they were `borrow`ed."""
+        in_place = self._in_place and not W.numel()
+        new = None if in_place else W.clone(memory_format=torch.contiguous_format)
+        weights = self.params if new is None else new.unbind()
+        units, moved = D.to(self.dtype).contiguous().unbind(), [False] * len(self)
+        for step in dict.fromkeys(steps):
+            if step is not None:
+                these = [i for i, its in enumerate(steps) if its == step]
+                found = descended([weights[i] for i in these], [units[i] for i in these], *step)
+                for i, yes in zip(these, found, strict=True):
+                    moved[i] = yes
+        if new is None:
+            self._moved = moved
+            written = [p for p, step in zip(self.params, steps, strict=True) if step is not None]
+            torch.autograd.graph.increment_version(written)
+        else:
+            self.count_moves(new, W)
+            self.write(new, [step is not None for step in steps])
+
+    def commit(self, blocks: Sequence[Stack], before: dict[str, State] | None, alive: Tensor | None) -> None:
+        """Bring what the parts assigned back into the buffers, undo it where a leaf is not alive, and count who moved."""
+        for block in blocks:
+            block._keep(before if block is self else None, alive if block is self else None)
+        if blocks[0] is not self:
+            self._keep(before, alive)
+            self._moved = _any([block._moved for block in blocks])
+        moved, ranks = self._moved, self.layout.ranks
+        if ranks is not None:
+            moved = ranks.anywhere(torch.as_tensor(moved))
+        self.numbers["moved"] += 1 if not isinstance(moved, Tensor) and all(moved) else torch.as_tensor(moved)
+
+    def _keep(self, before: dict[str, State] | None, alive: Tensor | None) -> None:
         for part, state in self.state.items():
             for name, buffer in self._buffers[part].items():
                 new = state[name]
@@ -228,6 +293,12 @@ def state_key(leaf: Leaf, part: str, name: str) -> str:
     """The key of a state tensor in the optimizer's state of the leaf's parameter: "rule.momentum", "[q]rule.momentum"."""
     block = leaf.name.removeprefix(leaf.parameter)
     return f"{block}{part}.{name}" if part else f"{block}{name}"
+
+
+def _any(flags: Sequence[Tensor | list[bool]]) -> Tensor | list[bool]:
+    if all(isinstance(its, list) for its in flags):
+        return [any(its) for its in zip(*flags, strict=True)]
+    return torch.stack([torch.as_tensor(its) for its in flags]).any(0)
 
 
 def _grad(p: Parameter) -> Tensor:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from normgeo.linalg import host_sees
+
 __all__ = ["Rule", "State", "drop_stale"]
 
 State = dict[str, Tensor]
@@ -43,19 +45,23 @@ class Rule(ABC):
         """The smoothed gradient M. It may be state itself: nobody else writes to it."""
 
 
-def drop_stale(G: Tensor, age: Tensor, memory: float | Tensor) -> Tensor:
-    """Mark in `age` how many steps ago each slice last had a gradient; True where that is `memory` steps or more.
+def drop_stale(momentum: Tensor, G: Tensor, age: Tensor, memory: float | Tensor) -> None:
+    """Keep in `age` how many steps ago each slice last had a gradient; where that is `memory` steps or more, momentum ← 0.
 
     A duality map moves every row of a table by a full radius, whether its momentum is 1 or 1e-30; with the weight β on
     the past, a row seen once would drift for 1700 steps (β = .95) until it underflows. Dropping it after 1/(1-β) steps
     bounds what one sighting can move to 1/(1-β) radii, the distance that plain gradient descent would move it.
     """
-    seen = G != 0
-    if G.ndim > age.ndim:
-        seen = seen.flatten(age.ndim).any(-1)
+    axes = tuple(range(age.ndim, G.ndim))
+    # max and min take a tenth of the time of (G != 0).any(), and min is for slices without a positive entry.
+    seen = (G.amax(axes) if axes else G) != 0
+    if axes and not (host_sees(seen) and seen.all()):
+        seen = seen | (G.amin(axes) != 0)
     age.add_(1).masked_fill_(seen, 0)
     # 1/(1-.95) is 19.999999999999982 in binary; the tolerance keeps the twentieth step.
-    return age > memory - 1 + 1e-6
+    fresh = age <= memory - 1 + 1e-6
+    if not (host_sees(fresh) and fresh.all()):
+        momentum.mul_(fresh.reshape(fresh.shape + (1,) * len(axes)).to(momentum.dtype))
 
 
 def never(W: Tensor, independent: int) -> Tensor:

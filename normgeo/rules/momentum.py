@@ -88,8 +88,7 @@ def _buffer(W: Tensor, independent: int) -> State:
 
 def _forget(G: Tensor, state: State, beta: float) -> None:
     if "age" in state:
-        stale = drop_stale(G, state["age"], 1 / (1 - beta))
-        state["momentum"].masked_fill_(stale.reshape(stale.shape + (1,) * (G.ndim - stale.ndim)), 0)
+        drop_stale(state["momentum"], G, state["age"], 1 / (1 - beta))
 
 
 def _check_beta(name: str, beta: float) -> None:

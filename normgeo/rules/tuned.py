@@ -60,8 +60,7 @@ class TunedMomentum(Rule):
         state["momentum"] = torch.lerp(G, state["momentum"], beta)
         if "age" in state:
             memory = 1 / (1 - state["beta"]).reshape((-1,) + (1,) * (state["age"].ndim - 1))
-            stale = drop_stale(G, state["age"], memory)
-            state["momentum"].masked_fill_(stale.reshape(stale.shape + (1,) * (G.ndim - stale.ndim)), 0)
+            drop_stale(state["momentum"], G, state["age"], memory)
         return state["momentum"]
 
     def _sample(self, G: Tensor) -> Tensor:  # (n, *shape) -> (n, at most entries)
