@@ -32,7 +32,6 @@ from normgeo.steps import (
     StepState,
     Wolfe,
 )
-from normgeo.steps.auto import SCALE
 from normgeo.steps.base import Move
 from normgeo.testing import check_optimizer
 
@@ -605,9 +604,10 @@ def test_without_noise_the_last_steps_shrink_with_the_gradient():
     assert gaps["AdamNorm"] < 1e-3 * gaps["given"]
 
 
-def test_auto_is_adamnorm_that_goes_down():
+@pytest.mark.parametrize(("total", "peak"), [(8, 4.5), (200, 4.5), (3200, 2.25)])
+def test_auto_is_adamnorm_that_goes_down_from_less_in_longer_runs(total, peak):
     ends = []
-    for step, lr in ((Auto(8), 0.1), (Linear(8) * AdamNorm(), 0.1 * SCALE)):
+    for step, lr in ((Auto(total), 0.1), (Linear(total) * AdamNorm(), 0.1 * peak)):
         w = start(ng.norms.Linf())
         opt = alone(w, ng.norms.Linf(), rule=Momentum(0.9), step=step, lr=lr)
         run(opt, w, bowl(psd(6, seed=1)), 8)
