@@ -11,9 +11,9 @@ from normgeo.steps.schedules import Linear, whole
 __all__ = ["SCALE", "Auto"]
 
 SCALE, STEPS, POWER = 4.5, 200, 0.25
-"""SCALE, at up to STEPS steps, was chosen on a GPT and an MLP of width 64: 4 is 1.2 % behind the best constant on the one, 5
-is 1.3 % behind on the other at 1000 steps. POWER fits 1000 and 5000 steps, with a ViT and an MLP of width 256 as well. Where
-gradients are noise, and `AdamNorm` is .27 with the default momentum, steps are about those of the optimizer's own lr of .2."""
+"""SCALE, at up to STEPS steps, was chosen on a GPT and an MLP of width 64: 4 is 1.2 % behind the best constant on the
+one, 5 is 1.3 % behind on the other at 1000 steps. POWER fits 1000 and 5000 steps, with a ViT and an MLP of width 256 as
+well. Where gradients are noise, and `AdamNorm` is .27 with the default momentum, steps are about those of the lr .2."""
 
 
 @dataclass(frozen=True)
