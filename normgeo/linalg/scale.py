@@ -51,6 +51,6 @@ def host_sees(x: Tensor) -> bool:
     >>> host_sees(torch.ones(2)), host_sees(torch.ones(2, device="meta"))
     (True, False)
     """
-    traced = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
-    return x.device.type == "cpu" and x.numel() > 0 and not traced and not wrapped
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or not x.numel():
+        return False
+    return _get_current_dispatch_mode() is None and not torch._C._functorch.is_functorch_wrapped_tensor(x)
