@@ -616,6 +616,20 @@ def test_auto_is_adamnorm_that_goes_down():
     torch.testing.assert_close(*ends)
 
 
+@pytest.mark.parametrize(("dtype", "exponent"), [(torch.float64, 200), (torch.float64, -200), (torch.float32, 37)])
+def test_adamnorm_of_gradients_whose_squares_leave_float64(dtype, exponent):
+    """The same steps as at any size: finite gradients leave finite weights."""
+    ends = []
+    for scale in (1.0, 10.0**exponent):
+        w = Parameter(torch.zeros(6, dtype=dtype))
+        opt = alone(w, ng.norms.Linf(), rule=Momentum(0.9), step=AdamNorm())
+        for t in range(3):
+            w.grad = scale * gaussian(6, seed=t).to(dtype)
+            opt.step()
+        ends.append(w.detach())
+    torch.testing.assert_close(*ends)
+
+
 def test_what_a_group_shares_changes_once_a_step_beside_adamnorm():
     """Not once for every stack, of which there are two."""
 
