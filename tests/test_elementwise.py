@@ -128,6 +128,17 @@ def test_one_pass_is_a_step_and_the_constraint(constraint):
     torch.testing.assert_close(W, long, rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("mass", [1e-25, 1e-35, 1e-45])
+def test_a_leaf_of_next_to_no_mass_decays_like_any_other(mass):
+    ps = [torch.nn.Parameter(torch.tensor([3.0, 0.0])) for _ in range(2)]
+    leaves = [(ng.geometry.Leaf(str(m), str(m), (2,), "bias", norms.Linf(), mass=m),) for m in (1.0, mass)]
+    opt = ng.optim.Optimizer([{"params": ps, "leaves": leaves}], lr=0.5, constraint=constraints.Decay(0.2))
+    for p in ps:
+        p.grad = torch.ones(2)
+    opt.step()
+    torch.testing.assert_close(ps[1].detach(), torch.tensor([2.7, -0.5 * mass]), rtol=1e-6, atol=2e-45)
+
+
 # ---- unit
 
 

@@ -71,11 +71,15 @@ def descended(W: Sequence[Tensor], D: Sequence[Tensor], eta: float, d: float) ->
     whether the same step would bring others back, which differs only for steps of half a last digit."""
     some = [w.view(-1)[:: max(1, w.numel() // 64)] for w in W]
     before = [w.clone() for w in some]
+    decay = d / eta
+    if decay > 2.0**100:  # of a leaf of next to no mass: a quotient that float32 may not have
+        torch._foreach_mul_(list(W), 1 - d)
+        decay = 0.0
     torch._fused_sgd_(
         list(W),
         list(D),
         [],
-        weight_decay=d / eta,
+        weight_decay=decay,
         momentum=0.0,
         lr=eta,
         dampening=0.0,
