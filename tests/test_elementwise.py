@@ -128,6 +128,17 @@ def test_one_pass_is_a_step_and_the_constraint(constraint):
     torch.testing.assert_close(W, long, rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("mass", [1e-25, 1e-35, 1e-45])
+def test_a_leaf_of_next_to_no_mass_decays_like_any_other(mass):
+    ps = [torch.nn.Parameter(torch.tensor([3.0, 0.0])) for _ in range(2)]
+    leaves = [(ng.geometry.Leaf(str(m), str(m), (2,), "bias", norms.Linf(), mass=m),) for m in (1.0, mass)]
+    opt = ng.optim.Optimizer([{"params": ps, "leaves": leaves}], lr=0.5, constraint=constraints.Decay(0.2))
+    for p in ps:
+        p.grad = torch.ones(2)
+    opt.step()
+    torch.testing.assert_close(ps[1].detach(), torch.tensor([2.7, -0.5 * mass]), rtol=1e-6, atol=2e-45)
+
+
 # ---- unit
 
 
@@ -170,3 +181,39 @@ def test_the_host_looks_at_nothing_that_is_traced():
     with NoWaiting():
         assert not host_sees(torch.ones(1))
     assert not host_sees(torch.ones(1, device="meta"))
+
+
+def test_the_host_looks_at_nothing_that_is_mapped_over_or_empty():
+    """`vmap` has no numbers to show, and of no numbers there is no least."""
+    x = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    for norm in (norms.L1ToRMS(), norms.RMSToLinf(), norms.RMS(), norms.Frobenius()):
+        torch.testing.assert_close(torch.func.vmap(norm.dualize)(x), norm.dualize(x))
+    assert norms.RMS().dualize(torch.zeros(2, 0, 5)).shape == (2, 0, 5)
+
+
+@pytest.mark.parametrize("exponent", range(-24, 16, 3))
+def test_units_in_float16(exponent):
+    x = torch.tensor([[2.0**exponent, 0.0], [0.0, 0.0]], dtype=torch.float16)
+    assert unit(x, 1, 3.0).tolist() == [[3, 0], [0, 0]]
+    assert unit(torch.zeros(1, 70000, dtype=torch.float16), 1, 70000**0.5).abs().max() == 0
+
+
+def test_who_moved_is_known_of_few_entries():
+    """Also where a step rounds away and the way back would not: numbers lie closer below 1 than above."""
+    W, D = torch.ones(2, 3), -torch.ones(2, 3)
+    assert descended(list(W), list(D), 0.75 * 2**-24, 0.0) == [False, False]
+    assert torch.equal(W, torch.ones(2, 3))
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="gradients have the dtype of their parameters")
+def test_rows_of_bfloat16_have_gradients_of_float32(monkeypatch):
+    ends = []
+    for most in (10**6, 32):
+        monkeypatch.setitem(place.MOST, "cpu", most)
+        p = torch.nn.Parameter(torch.ones(TABLE, dtype=torch.bfloat16))
+        p.grad_dtype = torch.float32
+        p.grad = torch.randn(TABLE, generator=torch.Generator().manual_seed(0))
+        leaf = ng.geometry.Leaf("p", "p", TABLE, "linear", norms.L1ToRMS())
+        ng.optim.Optimizer([{"params": [p], "leaves": [(leaf,)]}], lr=0.1).step()
+        ends.append(p.detach())
+    assert torch.equal(*ends)

@@ -288,6 +288,11 @@ def test_gradients_at_the_ends_of_the_range():
         assert (tiny * g).sum() > 0
 
 
+def test_five_coefficients_end_in_one_that_counts():
+    with pytest.raises(ValueError, match="the last of five coefficients must not be 0"):
+        NewtonSchulz(((1.5, -0.5, 0.0), (2.0, -1.5, 0.5, 0.1, 0.0)))
+
+
 def test_gram_form_is_the_same_polynomial():
     g = gaussian(3, 8, 20)
     nines = TIGHT.schedule[-1:]

@@ -29,6 +29,7 @@ from normgeo.steps import (
     Prodigy,
     Secant,
     Stats,
+    StepSize,
     StepState,
     Wolfe,
 )
@@ -613,6 +614,45 @@ def test_auto_is_adamnorm_that_goes_down_from_less_in_longer_runs(total, peak):
         run(opt, w, bowl(psd(6, seed=1)), 8)
         ends.append(w.detach())
     torch.testing.assert_close(*ends)
+
+
+@pytest.mark.parametrize(("dtype", "exponent"), [(torch.float64, 200), (torch.float64, -200), (torch.float32, 37)])
+def test_adamnorm_of_gradients_whose_squares_leave_float64(dtype, exponent):
+    """The same steps as at any size: finite gradients leave finite weights."""
+    ends = []
+    for scale in (1.0, 10.0**exponent):
+        w = Parameter(torch.zeros(6, dtype=dtype))
+        opt = alone(w, ng.norms.Linf(), rule=Momentum(0.9), step=AdamNorm())
+        for t in range(3):
+            w.grad = scale * gaussian(6, seed=t).to(dtype)
+            opt.step()
+        ends.append(w.detach())
+    torch.testing.assert_close(*ends)
+
+
+def test_what_a_group_shares_changes_once_a_step_beside_adamnorm():
+    """Not once for every stack, of which there are two."""
+
+    class Harmonic(StepSize):
+        def init_shared(self):
+            return {"t": 0.0}
+
+        def value(self, stats, state):
+            state.shared["t"] = state.shared["t"] + 1
+            return 1 / state.shared["t"]
+
+    ws = [Parameter(torch.ones(shape, dtype=torch.float64)) for shape in ((3,), (2, 2))]
+    norms = ng.norms.Linf(), ng.norms.Frobenius()
+    leaves = [(ng.Leaf(str(n), str(n), tuple(w.shape), "linear", n),) for w, n in zip(ws, norms, strict=True)]
+    opt = Optimizer([{"params": ws, "leaves": leaves}], rule=Plain(), step=Harmonic() * AdamNorm(), lr=1.0)
+    for count in (1, 2, 3):
+        before = [w.detach().clone() for w in ws]
+        for w in ws:
+            w.grad = torch.ones_like(w)
+        opt.step()
+        for w, old in zip(ws, before, strict=True):
+            step = float((old - w.detach()).norm()) / (3**0.5 if w is ws[0] else 1)
+            assert step == pytest.approx(0.5 / count)
 
 
 # ---- what all of them have in common

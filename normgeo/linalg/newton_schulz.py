@@ -61,6 +61,8 @@ class NewtonSchulz(Polar):
                 "NewtonSchulz needs one (a, b, c) a step, such as schedule=5 * ((3.4445, -4.775, 2.0315),), or five "
                 f"coefficients; got {self.schedule}"
             )
+        if any(len(step) == 5 and not step[4] for step in self.schedule):
+            raise ValueError(f"NewtonSchulz: the last of five coefficients must not be 0, got {self.schedule}")
         if self.gram and self.dtype == torch.bfloat16:
             raise ValueError("the Gram form diverges in bfloat16; write dtype=torch.float16 or gram=False")
         # Rounding may leave ‖X‖ at 1 + eps/2, and from there a polynomial without margin goes to infinity in a few steps.

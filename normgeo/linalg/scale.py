@@ -45,11 +45,12 @@ def l2(x: Tensor, ndim: int) -> Tensor:  # (*b, *d) -> (*b, 1, ..., 1)
 
 
 def host_sees(x: Tensor) -> bool:
-    """Whether the host may look into x: nothing is waited for, and x has values, not those of a trace alone. Then what is
-    rarely needed can be left out.
+    """Whether the host may look into x: nothing is waited for, and x has values, not those of a trace or of a `vmap` alone.
+    Then what is rarely needed can be left out.
 
     >>> host_sees(torch.ones(2)), host_sees(torch.ones(2, device="meta"))
     (True, False)
     """
-    traced = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
-    return x.device.type == "cpu" and not traced
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or not x.numel():
+        return False
+    return _get_current_dispatch_mode() is None and not torch._C._functorch.is_functorch_wrapped_tensor(x)

@@ -20,6 +20,8 @@ def unit(g: Tensor, ndim: int, length: float = 1.0) -> Tensor:  # (*b, *d) -> (*
     Where the squares of an accumulated ‖g‖₂ may have left the range of the dtype, that slice is measured again in another
     unit, a power of two. On a device all are, since looking would wait; on the host only if there is one.
     """
+    if g.dtype == torch.float16:  # too few exponents for its denormals to become squares in any unit
+        return unit(g.float(), ndim, length).to(g.dtype)
     axes, most = tuple(range(-ndim, 0)), math.frexp(torch.finfo(g.dtype).max)[1]
     low, high = 2.0 ** (-5 * most // 16), 2.0 ** (15 * most // 32)
     x, size = g, torch.linalg.vector_norm(g, dim=axes, keepdim=True)

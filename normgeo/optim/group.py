@@ -114,14 +114,15 @@ class Group:
         stats = Stats(self.count, torch.as_tensor(loss).detach() if "loss" in step.needs else None, turn=self.steps)
         state = StepState(dict(self.shared), [stack.state["step"] for stack in stacks])
 
-        # Lazily: one stack at a time, unless the step size has to see all directions before it decides.
+        # Lazily: one stack at a time, unless the step size has to see all directions before it decides, or keeps something
+        # for the whole group, which changes once a step.
         bent = graph if self.parts.direction is not None and self.due("hvp", self.parts.direction) else None
         held = validation if validation and self.parts.ask("validation") else {}
         blocks = [stack.blocks() for stack in stacks]
         moves: Iterable[Move] = in_turn(
             direct(block, a, stats, bent, held) for its, a in zip(blocks, living, strict=True) for block in its
         )
-        if {"moves", "updates"} & set(step.needs):
+        if {"moves", "updates"} & set(step.needs) or ("move" in step.needs and self.shared):
             moves = stats.moves = list(moves)
             if graph is not None and self.due("hvp", step):
                 stats.hessian = hessian_vector_product(stacks, graph)

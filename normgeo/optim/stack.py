@@ -140,6 +140,8 @@ class Stack:
         block, p = object.__new__(Stack), self.params[0]
         block.__dict__.update(self.__dict__)
         view = p.detach()[rows]
+        if p.grad is not None and p.grad.dtype != p.dtype:  # where torch allows it, it asks for this
+            view.grad_dtype = p.grad.dtype
         view.grad = None if p.grad is None else p.grad[rows]
         block.params, block.shape = [view], tuple(view.shape)  # type: ignore[list-item]
         block.state = {part: {name: x[:, rows] for name, x in state.items()} for part, state in self.state.items()}

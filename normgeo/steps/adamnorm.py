@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from normgeo.linalg import l2
 from normgeo.steps.base import Move, Stats, StepSize, StepState
 
 __all__ = ["AdamNorm"]
@@ -38,16 +39,20 @@ class AdamNorm(StepSize):
 
     def init(self, W: Tensor) -> dict[str, Tensor]:
         zero = torch.zeros(len(W), dtype=torch.float64, device=W.device)
-        return {"squares": zero, "weights": zero.clone()}
+        return {"size": zero, "weights": zero.clone()}
 
     def value(self, stats: Stats, state: StepState) -> Sequence[Tensor]:
         return [self._ratio(move, leaf) for move, leaf in zip(stats.moves, state.leaves, strict=True)]
 
     def _ratio(self, move: Move, state: dict[str, Tensor]) -> Tensor:  # -> (n,)
-        state["squares"] = squares = torch.lerp(_length(move.G).square(), state["squares"], self.beta)
-        state["weights"] = weights = torch.lerp(torch.ones_like(squares), state["weights"], self.beta)
-        return torch.where(squares > 0, _length(move.M) * (weights / squares).sqrt(), 0.0).clamp(max=1.0)
+        kept, new = self.beta**0.5, (1 - self.beta) ** 0.5
+        state["size"] = size = torch.hypot(kept * state["size"], new * _length(move.G))
+        state["weights"] = weights = torch.lerp(torch.ones_like(size), state["weights"], self.beta)
+        return torch.where(size > 0, _length(move.M) / size * weights.sqrt(), 0.0).clamp(max=1.0)
 
 
-def _length(x: Tensor) -> Tensor:  # (n, *shape) -> (n,) in float64, in which no square overflows
-    return torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1, dtype=torch.float64)
+def _length(x: Tensor) -> Tensor:  # (n, *shape) -> (n,) in float64, in which only squares of float64 overflow
+    flat = x.reshape(len(x), -1)
+    if x.dtype == torch.float64:
+        return l2(flat, 1).squeeze(1)
+    return torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)

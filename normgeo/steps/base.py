@@ -118,7 +118,8 @@ class StepSize(ABC):
     waits for the device and a new value never recompiles; only searches along `stats.line` look at what they find. A
     larger `needs` is a cost: "moves" keeps every direction of the group in memory at once, "updates" a copy of the
     weights, "hvp" the graph of the gradients, "closure" further evaluations of the loss. With "move", for rules that
-    share nothing between leaves, `value` is called for each stack in its turn, with one move.
+    share nothing between leaves, `value` is called for each stack in its turn, with one move; in a product with a rule
+    that does, or that needs "moves", it is called once, with all.
 
     >>> import torch
     >>> class TrustRegion(StepSize):
