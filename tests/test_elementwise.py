@@ -42,6 +42,7 @@ def descent(norm, shape, steps=4, dtype=torch.float32, grads=None, **options):
         {"rule": rules.Plain(), "constraint": constraints.L2Penalty(0.1)},
         {"rule": rules.Momentum(0.5), "capturable": True},
         {"rule": rules.Momentum(0.5), "step": ng.steps.Linear(10, warmup=2), "nonfinite": "zero"},
+        {"rule": rules.Momentum(0.5), "step": ng.steps.Warmup(2) * ng.steps.Linear(10)},
     ],
     ids=str,
 )

@@ -60,7 +60,7 @@ class Parts:
         """`entrywise`, and of all parts only the rule keeps state: then matrices may lie transposed, or among zeros, in a
         stack."""
         free = type(self.iterate).init is Iterate.init and type(self.constraint).init is Constraint.init
-        return self.entrywise and free and not self.step.needs and type(self.step).init is StepSize.init
+        return self.entrywise and free and not self.step.needs and not self.step.init(torch.zeros(1, 1))
 
 
 class Stack:
