@@ -5,6 +5,7 @@ from __future__ import annotations
 from normgeo.lab.models import FAMILIES
 from normgeo.lab.quality import Comparison, Study, Transfer
 from normgeo.lab.trials import Entry
+from normgeo.steps import Auto
 
 __all__ = ["model_studies"]
 
@@ -45,7 +46,11 @@ def model_studies() -> dict[str, Study]:
     """The studies of `normgeo bench models`."""
     out: dict[str, Study] = {}
     for model, sizes in SIZES.items():
-        field = {"normgeo": [Entry.of("ours", lr=0.2)], **(LANGUAGE if model in FAMILIES else PICTURES)}
+        ours = {
+            "normgeo": [Entry.of("ours", lr=0.2)],
+            "normgeo, Auto": [Entry.of("ours", lr=0.2, step=Auto(int(sizes.split()[-1])))],
+        }
+        field = {**ours, **(LANGUAGE if model in FAMILIES else PICTURES)}
         out[model] = Comparison(f"{sizes}, each at its best on seed 0", [sizes], field, "validation")
     for family in FAMILIES:
         widths = [f"{family} width {width} depth 2 batch 16 steps {SHORT}" for width in WIDTHS]
