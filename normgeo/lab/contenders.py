@@ -15,7 +15,7 @@ from normgeo.constraints import Constraint
 from normgeo.lab.errors import UserError
 from normgeo.optim import Direction
 
-__all__ = ["COMPARISONS", "Contender", "Many", "adamw", "contenders", "muon", "operated", "ours"]
+__all__ = ["COMPARISONS", "Contender", "Many", "adamw", "auto", "contenders", "muon", "operated", "ours"]
 
 COMPARISONS = ("adamw", "muon", "grid", "none")
 GRID = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -142,6 +142,11 @@ def ours(
         return Many(compile(model).optimizer(model, lr=lr, step=schedule, **options))
 
     return Contender("normgeo", ", ".join([setting, *map(str, options.values())]), make, compiles=True)
+
+
+def auto(steps: int, lr: float = 0.2, constraint: Constraint | None = None) -> Contender:
+    """The same with `steps.Auto` for all these steps."""
+    return ours(steps, lr, constraint=constraint, step=ng.steps.Auto(steps))
 
 
 def adamw(steps: int, lr: float, decay: float = 0.1, warmup: int = 100) -> Contender:

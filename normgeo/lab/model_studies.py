@@ -5,7 +5,6 @@ from __future__ import annotations
 from normgeo.lab.models import FAMILIES
 from normgeo.lab.quality import Comparison, Study, Transfer
 from normgeo.lab.trials import Entry
-from normgeo.steps import Auto
 
 __all__ = ["model_studies"]
 
@@ -46,10 +45,7 @@ def model_studies() -> dict[str, Study]:
     """The studies of `normgeo bench models`."""
     out: dict[str, Study] = {}
     for model, sizes in SIZES.items():
-        ours = {
-            "normgeo": [Entry.of("ours", lr=0.2)],
-            "normgeo, Auto": [Entry.of("ours", lr=0.2, step=Auto(int(sizes.split()[-1])))],
-        }
+        ours = {"normgeo": [Entry.of("ours", lr=0.2)], "normgeo, Auto": [Entry.of("auto", lr=0.2)]}
         field = {**ours, **(LANGUAGE if model in FAMILIES else PICTURES)}
         out[model] = Comparison(f"{sizes}, each at its best on seed 0", [sizes], field, "validation")
     for family in FAMILIES:

@@ -20,7 +20,6 @@ from normgeo.lab.models import FAMILIES, ResNetPictures, TransformerText, heads_
 from normgeo.lab.optima import Bowl, Logistic
 from normgeo.lab.problems import Classes, Classify, Pictures, Problem, Settings, Text, labelled_file
 from normgeo.lab.trials import Entry, Outcome, Trial, Trials
-from normgeo.steps import Auto
 
 __all__ = ["Comparison", "Parabola", "Sources", "Study", "Transfer", "studies"]
 
@@ -250,17 +249,14 @@ class Parabola:
 
 def studies() -> dict[str, Study]:
     """The studies of `normgeo bench quality`."""
-
-    def ours(steps: int) -> dict[str, list[Entry]]:
-        return {
-            "normgeo": [Entry.of("ours", lr=0.2)],
-            "normgeo, decay": [Entry.of("ours", lr=0.2, constraint=Decay(0.045))],
-            "normgeo, Auto": [Entry.of("ours", lr=0.2, step=Auto(steps))],
-            "normgeo, Auto, decay": [Entry.of("ours", lr=0.2, step=Auto(steps), constraint=Decay(0.045))],
-        }
-
+    ours = {
+        "normgeo": [Entry.of("ours", lr=0.2)],
+        "normgeo, decay": [Entry.of("ours", lr=0.2, constraint=Decay(0.045))],
+        "normgeo, Auto": [Entry.of("auto", lr=0.2)],
+        "normgeo, Auto, decay": [Entry.of("auto", lr=0.2, constraint=Decay(0.045))],
+    }
     text_field = {
-        **ours(500),
+        **ours,
         "AdamW": [Entry.of("adamw", lr=lr) for lr in (3e-3, 1e-2, 3e-2)],
         "Muon + AdamW": [
             Entry.of("muon", lr=lr, lr_rest=rest)
@@ -268,7 +264,7 @@ def studies() -> dict[str, Study]:
         ],
     }
     classes_field = {
-        **ours(1950),
+        **ours,
         "AdamW": [Entry.of("adamw", lr=lr) for lr in (3e-4, 1e-3, 3e-3, 1e-2)],
         "Muon + AdamW, decay 0.1": [Entry.of("muon", lr=lr, lr_rest=1e-3) for lr in (0.03, 0.1, 0.3)],
         "Muon + AdamW, decay 0": [Entry.of("muon", lr=lr, lr_rest=1e-3, decay=0.0) for lr in (0.01, 0.03, 0.1)],

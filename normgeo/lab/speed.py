@@ -216,13 +216,8 @@ def _policies(device: torch.device) -> dict[str, Iteration]:
 
 
 def _contenders(model: torch.nn.Module) -> dict[str, Callable[[], Step]]:
-    def fresh() -> list[Parameter]:
-        return _fresh(model)
-
     def ours(precision: Any) -> Step:
-        twin = copy.deepcopy(model)
-        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-            q.grad = None if p.grad is None else p.grad.clone()
+        twin = _twin(model)
         plan = ng.compile(twin)
         names = [leaf.parameter for leaf in plan.leaves if leaf.role == "linear"]
         rule = ng.rules.Momentum(0.95, nesterov=True)
@@ -231,16 +226,16 @@ def _contenders(model: torch.nn.Module) -> dict[str, Callable[[], Step]]:
     steps: dict[str, Callable[[], Step]] = {
         "normgeo tight": lambda: ours("tight"),
         "normgeo fast": lambda: ours("fast"),
-        REFERENCE: lambda: torch.optim.Muon(fresh(), lr=1e-3).step,
-        "torch AdamW, foreach": lambda: torch.optim.AdamW(fresh(), foreach=True).step,
-        ADAMW: lambda: torch.optim.AdamW(fresh(), fused=True).step,
+        REFERENCE: lambda: torch.optim.Muon(_fresh(model), lr=1e-3).step,
+        "torch AdamW, foreach": lambda: torch.optim.AdamW(_fresh(model), foreach=True).step,
+        ADAMW: lambda: torch.optim.AdamW(_fresh(model), fused=True).step,
     }
     for package, name in OTHERS.items():
         try:
             found = getattr(importlib.import_module(package), name)
         except (ImportError, AttributeError):
             continue
-        steps[f"{package} {name}"] = lambda found=found: found(fresh(), lr=1e-3).step  # type: ignore[misc]
+        steps[f"{package} {name}"] = lambda found=found: found(_fresh(model), lr=1e-3).step  # type: ignore[misc]
     for name in ("normgeo tight", "normgeo fast"):
         steps[f"floor of {name}"] = lambda name=name: _floor(_matrices(model), POLARS[name])  # type: ignore[misc]
     return steps
@@ -260,12 +255,17 @@ def _gpt(width: int, depth: int, device: torch.device) -> torch.nn.Module:
     return model
 
 
+def _twin(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy with its gradients, which copies of torch leave out."""
+    twin = copy.deepcopy(model)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        q.grad = None if p.grad is None else p.grad.clone()
+    return twin
+
+
 def _fresh(model: torch.nn.Module) -> list[Parameter]:
     """Copies of its matrices, with gradients."""
-    out = [Parameter(p.detach().clone()) for p in _matrices(model)]
-    for p, q in zip(_matrices(model), out, strict=True):
-        q.grad = None if p.grad is None else p.grad.clone()
-    return out
+    return _matrices(_twin(model))
 
 
 def _matrices(model: torch.nn.Module) -> list[Parameter]:

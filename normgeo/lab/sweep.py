@@ -46,8 +46,10 @@ RULES: dict[str, Callable[[Schedule, int, float], dict[str, Any]]] = {
     "power": lambda down, total, x: {"lr": 0.2 * math.sqrt(1000 / total) * x, **_short(total)},
     "distance": lambda down, total, x: {"lr": 2 / math.sqrt(total), "step": down * Escape(x)},
     "free": lambda down, total, x: {
-        **{"lr": 0.8 * x, "step": Warmup(20) * AdamNorm()},
-        **{"rule": Plain(), "iterate": ScheduleFree()},
+        "lr": 0.8 * x,
+        "step": Warmup(20) * AdamNorm(),
+        "rule": Plain(),
+        "iterate": ScheduleFree(),
     },
     "default": lambda down, total, x: {"lr": 0.2 * x, **_short(total)},
     "escape": lambda down, total, x: {"lr": 1.0, "step": down * Escape(1e-4 * x)},

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from normgeo.lab.baselines import dadaptation, prodigy, schedulefree
-from normgeo.lab.contenders import Contender, adamw, muon, operated, ours
+from normgeo.lab.contenders import Contender, adamw, auto, muon, operated, ours
 from normgeo.lab.errors import Diverged
 from normgeo.lab.ledger import Ledger
 from normgeo.lab.problems import Problem
@@ -23,6 +23,7 @@ __all__ = ["Entry", "Outcome", "Trial", "Trials"]
 
 MAKERS: dict[str, Callable[..., Contender]] = {
     "ours": ours,
+    "auto": auto,
     "adamw": adamw,
     "muon": muon,
     "budget": operated,

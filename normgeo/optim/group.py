@@ -88,13 +88,12 @@ class Group:
         directions, if there is a closure."""
         if stacks := [stack for stack in self.stacks if any(stack.present())]:
             self.move(options, verdict, stacks, loss, graph, validation, line)
-            self._count(verdict)
+            self._count(self._together(verdict))
 
     def count_step(self, moved: Set[Parameter]) -> None:
         """Count a step in which these parameters have moved one by one."""
         if not moved.isdisjoint(self.stacks_of):
-            self.count.add_(1)
-            self.steps += 1
+            self._count(None)
 
     def move(
         self,
@@ -151,8 +150,7 @@ class Group:
             new = state.shared[name].to(buffer)
             buffer.copy_(new if ok is None else torch.where(ok, new, shared_before[name]))
 
-    def _count(self, verdict: Verdict) -> None:
-        ok = self._together(verdict)
+    def _count(self, ok: Tensor | None) -> None:
         self.count.add_(1 if ok is None else ok)
         self.steps += 1
 

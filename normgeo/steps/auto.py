@@ -8,7 +8,7 @@ from normgeo.steps.adamnorm import AdamNorm
 from normgeo.steps.base import Stats, StepSize, StepState
 from normgeo.steps.schedules import Linear, whole
 
-__all__ = ["SCALE", "Auto"]
+__all__ = ["Auto"]
 
 SCALE, STEPS, POWER = 4.5, 200, 0.25
 """SCALE, at up to STEPS steps, was chosen on a GPT and an MLP of width 64: 4 is 1.2 % behind the best constant on the
