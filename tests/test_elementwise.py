@@ -12,7 +12,7 @@ from normgeo.constraints import Rate
 from normgeo.linalg import host_sees
 from normgeo.norms.vectors import unit
 from normgeo.optim import place
-from normgeo.optim.fused import descend
+from normgeo.optim.descent import descend
 from normgeo.testing.bowl import NoWaiting
 
 TABLE, VECTOR = (24, 5), (37,)
@@ -125,7 +125,7 @@ def test_one_pass_is_a_step_and_the_constraint(constraint):
     rate = Rate(torch.tensor(0.1, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64))
     long = constraint.retract(W - 0.1 * D, W, rate, constraint.init(W))
     d = constraint.pull(rate)
-    descend(list(W), list(D), 0.1, 0.0 if d is None else float(d))
+    descend(list(W), list(D), 2 * [(0.1, 0.0 if d is None else float(d))])
     torch.testing.assert_close(W, long, rtol=0, atol=1e-15)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
@@ -15,15 +15,16 @@ from normgeo.optim.iterate import Iterate
 from normgeo.rules import Rule
 from normgeo.rules.base import State
 
-__all__ = ["Fused", "descend", "would_move"]
+__all__ = ["Fused"]
 
 
 class Fused:
-    """The two functions, compiled with `torch.compile` if asked for: True for its default backend, or the name of one.
+    """`update` and `written`, or `step` for both and what is between them; compiled with `torch.compile` if asked for: True
+    for its default backend, or the name of one.
 
-    Leaves come in as (n, k), whatever their shape, with sizes left open, and lr as a tensor: so a new shape or lr compiles
-    nothing. What does is a stack of one leaf beside stacks of more, leaves of one entry, tables (n, rows, columns) whose
-    rows age, and other parts or dtypes.
+    The first two see leaves as (n, k), whatever their shape, with sizes left open, and lr as a tensor: so a new shape or lr
+    compiles nothing. What does is a stack of one leaf beside stacks of more, leaves of one entry, tables (n, rows, columns)
+    whose rows age, other parts or dtypes, and for `step` another norm.
     """
 
     def __init__(self, compile: bool | str = False) -> None:
@@ -74,31 +75,6 @@ class Fused:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Fused, (self.compile,)
-
-
-def descend(W: Sequence[Tensor], D: Sequence[Tensor], eta: float, d: float) -> None:
-    """W ← W - η·D - d·W in place and in one pass, η > 0, by torch's kernel of SGD; all contiguous and of one size."""
-    decay = d / eta
-    if decay > 2.0**100:  # of a leaf of next to no mass: a quotient that float32 may not have
-        torch._foreach_mul_(list(W), 1 - d)
-        decay = 0.0
-    torch._fused_sgd_(
-        list(W),
-        list(D),
-        [],
-        weight_decay=decay,
-        momentum=0.0,
-        lr=eta,
-        dampening=0.0,
-        nesterov=False,
-        maximize=False,
-        is_first_step=False,
-    )
-
-
-def would_move(W: Tensor, D: Tensor, eta: float, d: float) -> bool:
-    """Whether W + η·D + d·W differs from W anywhere."""
-    return not torch.equal(W, torch.add(torch.add(W, W, alpha=d), D, alpha=eta))
 
 
 def _smooth(rule: Rule, G: Tensor, state: State, living: Tensor | None) -> Tensor:

@@ -13,9 +13,10 @@ from torch.nn import Parameter
 
 from normgeo.constraints import Constraint, Pull, Rate
 from normgeo.geometry import Leaf
+from normgeo.optim.descent import InPlace, Step, descend
 from normgeo.optim.direction import Direction, Dualize
 from normgeo.optim.exchange import Exchange, Task
-from normgeo.optim.fused import Fused, descend, would_move
+from normgeo.optim.fused import Fused
 from normgeo.optim.iterate import Descent, Iterate
 from normgeo.optim.layout import Shards, Whole, layout_of
 from normgeo.optim.place import Bunch, most_entries
@@ -102,7 +103,7 @@ class Stack:
         self.descends = pulls and self.looks and not fused.compile and "updates" not in parts.step.needs
         """whether W ← W - η·r·D - d·W with numbers is all that happens to weights"""
         bare = self._plain and self._filled
-        self._in_place = self.descends and bare and first.dtype == self.dtype
+        self._native = bare and first.dtype == self.dtype
         looked = {type(self.constraint).tangent, type(self.constraint).direct}
         self._unseen = parts.simple and looked == {Constraint.tangent, Constraint.direct}
         """whether nobody looks at weights before they are written"""
@@ -112,7 +113,7 @@ class Stack:
         """all of a step as one compiled function, for norms without products"""
         self._bind(store)
         self._moved: Tensor | list[bool] = [False] * len(self)
-        self._seen: tuple[list[int], list[Tensor]] = [], []
+        self._in_place = InPlace(self.params)
         self._rows = self._rows_at_a_time(parts)
         self.radius, self.radii, self.lengths, self.all_may_move = torch.empty(0), torch.empty(0), [0.0], True
 
@@ -169,6 +170,7 @@ class Stack:
             view.grad_dtype = p.grad.dtype
         view.grad = None if p.grad is None else p.grad[rows]
         block.params, block.shape = [view], tuple(view.shape)  # type: ignore[list-item]
+        block._in_place = InPlace(block.params)
         block.state = {part: {name: x[:, rows] for name, x in state.items()} for part, state in self.state.items()}
         block._buffers = {part: dict(state) for part, state in block.state.items()}
         return block
@@ -240,41 +242,19 @@ class Stack:
         else:
             self._moved = (written != old).reshape(len(self), -1).any(1)
 
-    def descend(self, W: Tensor, D: Tensor, steps: Sequence[tuple[float, float] | None]) -> None:
+    def descend(self, W: Tensor, D: Tensor, steps: Sequence[Step]) -> None:
         """W ← W - η·D - d·W by the steps (η, d) of the leaves, W as they were `borrow`ed."""
-        in_place = self._descends_in_place()
-        new = W if in_place else W.clone(memory_format=torch.contiguous_format)
-        weights, units = self.params if in_place else new.unbind(), D.to(self.dtype).contiguous().unbind()
-        before = self._samples() if in_place else None
-        for step in dict.fromkeys(steps):
-            if step is not None:
-                these = [i for i, its in enumerate(steps) if its == step]
-                descend([weights[i] for i in these], [units[i] for i in these], *step)
-        if before is None:
-            self.count_moves(new, W)
-            self.write(new, [step is not None for step in steps])
+        units = D.to(self.dtype).contiguous().unbind()
+        if self._descends_in_place():
+            self._moved = self._in_place(units, steps)
             return
-        # If these stay, the rest is asked whether the same step would move it again, which differs only for steps of half a
-        # last digit.
-        self._moved = [
-            yes or (step is not None and w.numel() > before.shape[1] and would_move(w, unit, *step))
-            for yes, w, unit, step in zip(
-                (before != self._samples()).any(1).tolist(), weights, units, steps, strict=True
-            )
-        ]
-        torch.autograd.graph.increment_version(
-            [p for p, step in zip(self.params, steps, strict=True) if step is not None]
-        )
+        new = W.clone(memory_format=torch.contiguous_format)
+        descend(new.unbind(), units, steps)
+        self.count_moves(new, W)
+        self.write(new, [step is not None for step in steps])
 
     def _descends_in_place(self) -> bool:
-        return self._in_place and all(p.is_contiguous() for p in self.params)
-
-    def _samples(self) -> Tensor:  # (n, k)
-        """Up to 128 entries from all over each leaf, by views that are good while parameters stay where they are."""
-        at = [p.data_ptr() for p in self.params]
-        if self._seen[0] != at:
-            self._seen = at, [p.detach().view(-1)[:: max(1, p.numel() // 64)] for p in self.params]
-        return torch.stack(self._seen[1])
+        return self.descends and self._native and all(p.is_contiguous() for p in self.params)
 
     def commit(self, blocks: Sequence[Stack], before: dict[str, State] | None, alive: Tensor | None) -> None:
         """Bring what the parts assigned back into the buffers, undo it where a leaf is not alive, and count who moved."""
