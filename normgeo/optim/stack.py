@@ -93,6 +93,7 @@ class Stack:
         self.exchange: Exchange | None = None
         self._plain = self.layout == Whole() and all(leaf.view is None for leaf in self.leaves)
         self._filled = all(place.shape == self.shape and not place.turned for place in self.places)
+        self._bare = self._plain and self._filled
         self.fused = fused if parts.simple and self.layout == Whole() else None
         first = self.params[0]
         self.dtype = torch.float32 if first.dtype in (torch.bfloat16, torch.float16) else first.dtype
@@ -102,12 +103,11 @@ class Stack:
         pulls = type(self.constraint).retract is Pull.retract and type(self.iterate) is Descent
         self.descends = pulls and self.looks and not fused.compile and "updates" not in parts.step.needs
         """whether W ← W - η·r·D - d·W with numbers is all that happens to weights"""
-        bare = self._plain and self._filled
-        self._native = bare and first.dtype == self.dtype
+        self._native = self._bare and first.dtype == self.dtype
         looked = {type(self.constraint).tangent, type(self.constraint).direct}
         self._unseen = parts.simple and looked == {Constraint.tangent, Constraint.direct}
         """whether nobody looks at weights before they are written"""
-        flows = fused.compile and self.fused and bare and self._unseen and math.prod(self.shape) > 0
+        flows = fused.compile and self.fused and self._bare and self._unseen and math.prod(self.shape) > 0
         flows = flows and type(self.direction) is Dualize and not costly(self.norm)
         self.at_once = fused.step(self.norm) if flows else None
         """all of a step as one compiled function, for norms without products"""
@@ -130,7 +130,7 @@ class Stack:
         """Gradients and weights, as the parameters themselves where that serves: to be looked at and not written to. Of
         weights that `descend` can change where they are, and that nobody looks at, there are no entries."""
         p = self.params[0]
-        alone = self.fused and self._plain and self._filled and len(self) == 1
+        alone = self.fused and self._bare and len(self) == 1
         G = _grad(p).unsqueeze(0).to(self.dtype) if alone else self.grads()
         if self._unseen and self._descends_in_place():
             return G, G.new_empty(0)
@@ -158,7 +158,7 @@ class Stack:
         whole = self.shape[0] if self.shape else 1
         alike = all(x.shape[1:2] == self.shape[:1] for x in self.state["rule"].values())
         apart = parts.simple and type(self.direction) is Dualize and (self.norm.entrywise or self.norm.independent)
-        if len(self) > 1 or self.at_once is not None or not (apart and alike and self._plain and self._filled):
+        if len(self) > 1 or self.at_once is not None or not (apart and alike and self._bare):
             return whole
         return max(1, most_entries(self.device) // max(1, math.prod(self.shape[1:])))
 
