@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from normgeo.budgets.checks import costs, positive
@@ -48,6 +48,6 @@ class DynamicDiagonal(Dynamic):
         r = self.moments(m)
         return (self.B**0.5 * unit(r / self._root(r), 2) / self._root(r)).to(m.dtype)
 
-    def _root(self, like: Tensor) -> Tensor:
-        """√c."""
-        return torch.as_tensor(self.costs, dtype=like.dtype, device=like.device).sqrt()
+    def _root(self, like: Tensor) -> Tensor | float:
+        """√c; a number stays one, for which a device does not wait."""
+        return self.costs.to(like).sqrt() if isinstance(self.costs, Tensor) else math.sqrt(self.costs)
