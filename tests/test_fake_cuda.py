@@ -298,8 +298,8 @@ def test_validation_gradients(device):
 
 @pytest.mark.parametrize("width", [64, 768])
 def test_operations_of_a_step(device, width):
-    """Of the default optimizer, with and without those of the polar factors. Each costs the host 4 to 5 µs on CUDA, so these
-    are what a step's time comes to where matrices are small."""
+    """Of the default optimizer, those of the polar factors apart: where matrices are small, the time that the host takes to
+    enqueue them is that of the step."""
     with torch.device("meta"):
         model = ng.nn.GPT(vocab_size=65, context=64, width=width, heads=width // 32, depth=4)
     plan = ng.compile(model)

@@ -118,6 +118,7 @@ def time_entrywise(
         ADAMW: torch.optim.AdamW(_fresh(model), fused=True).step,
     }
     if compile:
+        steps["normgeo rows, compiled"] = ours(ng.norms.L1ToRMS(), compile=True)
         steps["normgeo signs, compiled"] = ours(ng.norms.L1ToLinf(), compile=True)
     return _in_turn(steps, ADAMW, shapes, width, device, seconds)
 

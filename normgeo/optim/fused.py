@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from normgeo.constraints import Constraint, Rate
+from normgeo.norms import Norm
 from normgeo.optim.iterate import Iterate
 from normgeo.rules import Rule
 from normgeo.rules.base import State
 
-__all__ = ["Fused", "descended"]
+__all__ = ["Fused", "descend", "would_move"]
 
 
 class Fused:
@@ -27,22 +28,32 @@ class Fused:
 
     def __init__(self, compile: bool | str = False) -> None:
         self.compile = compile
-        self.smooth: Callable[..., Tensor] = _smooth
-        self.write: Callable[..., Tensor] = _write
-        if compile:
-            options: dict[str, Any] = {} if compile is True else {"backend": compile}
-            self.smooth = torch.compile(_own(_smooth), dynamic=True, **options)
-            self.write = torch.compile(_own(_write), dynamic=True, **options)
+        self.smooth = self._compiled(_smooth)
+        self.write = self._compiled(_write)
+        self._steps: dict[Norm, Callable[..., Tensor]] = {}
 
-    def update(self, rule: Rule, G: Tensor, state: State) -> Tensor:  # (n, *shape) -> (n, *shape)
-        """`rule.update`."""
+    def _compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        if not self.compile:
+            return function
+        # A copy with code of its own: torch counts recompilations by code, over all optimizers of the program.
+        own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+        options: dict[str, Any] = {} if self.compile is True else {"backend": self.compile}
+        return torch.compile(own, dynamic=True, **options)
+
+    def step(self, norm: Norm) -> Callable[..., Tensor]:
+        """All of a step of leaves of that norm, in one function."""
+        if norm not in self._steps:
+            self._steps[norm] = self._compiled(_step)
+        return self._steps[norm]
+
+    def update(
+        self, rule: Rule, G: Tensor, state: State, living: Tensor | None
+    ) -> Tensor:  # (n, *shape) -> (n, *shape)
+        """`rule.update`, in the tensors of the state; that of leaves which are not `living` (n,) stays."""
         if "age" in state or not self.compile:
-            return self.smooth(rule, G, state)
-        views = {name: x.reshape(len(x), -1) for name, x in state.items()}
-        flat = dict(views)
-        M = self.smooth(rule, G.reshape(len(G), -1), flat).reshape(G.shape)
-        state.update({name: x.reshape(state[name].shape) for name, x in flat.items() if x is not views[name]})
-        return M
+            return self.smooth(rule, G, dict(state), living)
+        flat = {name: x.reshape(len(x), -1) for name, x in state.items()}
+        return self.smooth(rule, G.reshape(len(G), -1), flat, living).reshape(G.shape)
 
     def written(
         self,
@@ -65,12 +76,8 @@ class Fused:
         return Fused, (self.compile,)
 
 
-def descended(W: Sequence[Tensor], D: Sequence[Tensor], eta: float, d: float) -> list[bool]:
-    """W ← W - η·D - d·W in place and in one pass, η > 0, by torch's kernel of SGD; all contiguous and of one size. And
-    which of the W have another entry now. Of 128 entries and more some from all over W tell as a rule; if these stay,
-    whether the same step would bring others back, which differs only for steps of half a last digit."""
-    some = [w.view(-1)[:: max(1, w.numel() // 64)] for w in W]
-    before = [w.clone() for w in some]
+def descend(W: Sequence[Tensor], D: Sequence[Tensor], eta: float, d: float) -> None:
+    """W ← W - η·D - d·W in place and in one pass, η > 0, by torch's kernel of SGD; all contiguous and of one size."""
     decay = d / eta
     if decay > 2.0**100:  # of a leaf of next to no mass: a quotient that float32 may not have
         torch._foreach_mul_(list(W), 1 - d)
@@ -87,20 +94,23 @@ def descended(W: Sequence[Tensor], D: Sequence[Tensor], eta: float, d: float) ->
         maximize=False,
         is_first_step=False,
     )
-    return [
-        not torch.equal(a, b)
-        or (a.numel() < w.numel() and not torch.equal(w, torch.add(torch.add(w, w, alpha=d), step, alpha=eta)))
-        for a, b, w, step in zip(some, before, W, D, strict=True)
-    ]
 
 
-def _own(function: Any) -> Callable[..., Tensor]:
-    """A copy with code of its own: torch counts recompilations by code, over all optimizers of the program."""
-    return FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+def would_move(W: Tensor, D: Tensor, eta: float, d: float) -> bool:
+    """Whether W + η·D + d·W differs from W anywhere."""
+    return not torch.equal(W, torch.add(torch.add(W, W, alpha=d), D, alpha=eta))
 
 
-def _smooth(rule: Rule, G: Tensor, state: State) -> Tensor:
-    return rule.update(G, state)
+def _smooth(rule: Rule, G: Tensor, state: State, living: Tensor | None) -> Tensor:
+    kept = dict(state)
+    before = {} if living is None else {name: x.clone() for name, x in state.items()}
+    M = rule.update(G, state)
+    for name, x in kept.items():
+        if living is not None:
+            torch.where(_along(living, x), state[name], before[name], out=x)
+        elif state[name] is not x:
+            x.copy_(state[name])
+    return M
 
 
 def _write(
@@ -108,3 +118,28 @@ def _write(
 ) -> Tensor:
     new = constraint.retract(iterate.write(W, D, eta, {}), W, rate, {})
     return new if moving is None else torch.where(moving, new, W)
+
+
+def _step(
+    norm: Norm,
+    rule: Rule,
+    iterate: Iterate,
+    constraint: Constraint,
+    G: Tensor,
+    W: Tensor,
+    state: State,
+    rate: Rate,
+    moving: Tensor,
+    living: Tensor | None,
+) -> Tensor:  # -> (n,) bool, which leaves have another entry now
+    """All of a step, in place: the state of leaves that are `living`, the weights of those that are `moving`."""
+    G, old = G.to(rate.eta.dtype), W.to(rate.eta.dtype)
+    M = _smooth(rule, G if living is None else torch.where(_along(living, G), G, 0), state, living)
+    new = _write(iterate, constraint, old, norm.dualize(M), rate.radius * rate.eta, rate, moving).to(W.dtype)
+    moved = (new != W).reshape(len(W), -1).to(torch.float32).sum(1) > 0  # on CPU any() is not vectorized
+    W.copy_(new)
+    return moved
+
+
+def _along(living: Tensor, x: Tensor) -> Tensor:  # (n,), (n, ...) -> (n, 1, ..., 1)
+    return living.reshape((-1,) + (1,) * (x.ndim - 1))

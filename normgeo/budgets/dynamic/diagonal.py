@@ -23,6 +23,7 @@ class DynamicDiagonal(Dynamic):
     Cor. 9(iv) of the budget theory; the printed P* = √B·‖R‖ in the metric c itself is not attained (X0-24). One
     coordinate makes it the budget of Q[k] = q[k]·I.
 
+    >>> import torch
     >>> DynamicDiagonal(B=5.0).maximizer(torch.tensor([[2.0, 0.0], [1.0, 0.0]]))
     tensor([[2., 0.],
             [1., 0.]])
