@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from normgeo.rules import Rule
 from normgeo.rules.base import State
 
 __all__ = ["Fused"]
+
+T = TypeVar("T")
 
 
 class Fused:
@@ -31,9 +33,9 @@ class Fused:
         self.compile = compile
         self.smooth = self._compiled(_smooth)
         self.write = self._compiled(_write)
-        self._steps: dict[Norm, Callable[..., Tensor]] = {}
+        self._steps: dict[Norm, Callable[..., Any]] = {}
 
-    def _compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def _compiled(self, function: Callable[..., T]) -> Callable[..., T]:
         if not self.compile:
             return function
         # A copy with code of its own: torch counts recompilations by code, over all optimizers of the program.
@@ -41,7 +43,7 @@ class Fused:
         options: dict[str, Any] = {} if self.compile is True else {"backend": self.compile}
         return torch.compile(own, dynamic=True, **options)
 
-    def step(self, norm: Norm) -> Callable[..., Tensor]:
+    def step(self, norm: Norm) -> Callable[..., Any]:
         """All of a step of leaves of that norm, in one function."""
         if norm not in self._steps:
             self._steps[norm] = self._compiled(_step)
@@ -65,35 +67,53 @@ class Fused:
         eta: Tensor,
         rate: Rate,
         moving: Tensor | None,
-    ) -> Tensor:  # (n, *shape) -> (n, *shape)
-        """`constraint.retract` of what `iterate.write` makes of W, where `moving`; `eta`, `moving` are (n, 1, ..., 1)."""
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor | None]:  # (n, *shape), (n,) bool
+        """`constraint.retract` of what `iterate.write` makes of W, where `moving`; `eta`, `moving` are (n, 1, ..., 1). And
+        which leaves are then others in the `dtype` of the parameters, where that takes no pass of its own: compiled."""
         n = len(W)
         radius = rate.radius.reshape(n, 1) if isinstance(rate.radius, Tensor) else rate.radius
         flags = None if moving is None else moving.reshape(-1, 1)
         flat = W.reshape(n, -1), D.reshape(n, -1), eta.reshape(-1, 1)
-        return self.write(iterate, constraint, *flat, rate._replace(radius=radius), flags).reshape(W.shape)
+        told = dtype if self.compile else None
+        new, moved = self.write(iterate, constraint, *flat, rate._replace(radius=radius), flags, told)
+        return new.reshape(W.shape), moved
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Fused, (self.compile,)
 
 
 def _smooth(rule: Rule, G: Tensor, state: State, living: Tensor | None) -> Tensor:
-    kept = dict(state)
-    before = {} if living is None else {name: x.clone() for name, x in state.items()}
-    M = rule.update(G, state)
+    if living is None:
+        kept, M = dict(state), rule.update(G, state)
+        for name, x in kept.items():
+            if state[name] is not x:
+                x.copy_(state[name])
+        return M
+    kept, before = dict(state), {name: x.clone() for name, x in state.items()}
+    M = rule.update(torch.where(_along(living, G), G, 0), state)
     for name, x in kept.items():
-        if living is not None:
-            torch.where(_along(living, x), state[name], before[name], out=x)
-        elif state[name] is not x:
-            x.copy_(state[name])
+        torch.where(_along(living, x), state[name], before[name], out=x)
     return M
 
 
 def _write(
-    iterate: Iterate, constraint: Constraint, W: Tensor, D: Tensor, eta: Tensor, rate: Rate, moving: Tensor | None
-) -> Tensor:
+    iterate: Iterate,
+    constraint: Constraint,
+    W: Tensor,
+    D: Tensor,
+    eta: Tensor,
+    rate: Rate,
+    moving: Tensor | None,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor | None]:
     new = constraint.retract(iterate.write(W, D, eta, {}), W, rate, {})
-    return new if moving is None else torch.where(moving, new, W)
+    if moving is not None:
+        new = torch.where(moving, new, W)
+    if dtype is None:
+        return new, None
+    new = new.to(dtype)
+    return new, (new != W).reshape(len(W), -1).to(torch.float32).sum(1) > 0  # compiled for CPU, any() is slow
 
 
 def _step(
@@ -107,12 +127,11 @@ def _step(
     rate: Rate,
     moving: Tensor,
     living: Tensor | None,
-) -> Tensor:  # -> (n,) bool, which leaves have another entry now
+) -> Tensor | None:  # (n,) bool, which leaves have another entry now
     """All of a step, in place: the state of leaves that are `living`, the weights of those that are `moving`."""
-    G, old = G.to(rate.eta.dtype), W.to(rate.eta.dtype)
-    M = _smooth(rule, G if living is None else torch.where(_along(living, G), G, 0), state, living)
-    new = _write(iterate, constraint, old, norm.dualize(M), rate.radius * rate.eta, rate, moving).to(W.dtype)
-    moved = (new != W).reshape(len(W), -1).to(torch.float32).sum(1) > 0  # on CPU any() is not vectorized
+    work = rate.eta.dtype
+    D = norm.dualize(_smooth(rule, G.to(work), state, living))
+    new, moved = _write(iterate, constraint, W.to(work), D, rate.radius * rate.eta, rate, moving, W.dtype)
     W.copy_(new)
     return moved
 

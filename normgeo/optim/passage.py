@@ -42,7 +42,8 @@ def direct(
         return G if living is None else torch.where(like(living, G), G, 0)
 
     (G, W), state = stack.borrow(), stack.state
-    G = of_the_living(G)
+    if not stack.fused:
+        G = of_the_living(G)
     G = stack.constraint.tangent(W, G, state["constraint"])
     rule = state["rule"]
     M = stack.fused.update(stack.rule, G, rule, living) if stack.fused else stack.rule.update(G, rule)
@@ -71,11 +72,10 @@ def write(stack: Stack, move: Move | None, rate: Rate, living: Tensor | None, ke
     moving = _moving(stack, rate, living)
     some_stay = not (stack.looks and bool(moving.all()))
     if stack.fused:
-        fused = stack.fused.written(
-            iterate, stack.constraint, old, move.D, radius * rate.eta, rate, moving if some_stay else None
-        )
-        stack.count_moves(fused, old)
-        stack.write(fused, stack.present())
+        flags, dtype = moving if some_stay else None, stack.params[0].dtype
+        new, moved = stack.fused.written(iterate, stack.constraint, old, move.D, radius * rate.eta, rate, flags, dtype)
+        stack.count_moves(new, old, moved)
+        stack.write(new, stack.present())
         return
     before = {name: x.clone() for name, x in constraint.items()} if some_stay else {}
     D, eta = (move.D, radius * rate.eta) if iterate.joint else (radius * move.D, rate.eta)

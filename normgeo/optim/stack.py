@@ -234,13 +234,16 @@ class Stack:
             return None
         return {part: {k: v.clone() for k, v in state.items()} for part, state in self.state.items()}
 
-    def count_moves(self, new: Tensor, old: Tensor) -> None:
-        """See which leaves are not what they were; 16-bit weights may round a small step away."""
-        written = new.to(self.params[0].dtype)
-        if self.looks:  # there comparing and then reducing is slow, and nothing waits for the answer
-            self._moved = [not torch.equal(a, b) for a, b in zip(written.unbind(), old.unbind(), strict=True)]
+    def count_moves(self, new: Tensor, old: Tensor, moved: Tensor | None = None) -> None:
+        """See which leaves are not what they were, unless it is known; 16-bit weights may round a small step away."""
+        if moved is None:
+            written = new.to(self.params[0].dtype)
+            if self.looks:  # there comparing and then reducing is slow, and nothing waits for the answer
+                self._moved = [not torch.equal(a, b) for a, b in zip(written.unbind(), old.unbind(), strict=True)]
+            else:
+                self._moved = (written != old).reshape(len(self), -1).any(1)
         else:
-            self._moved = (written != old).reshape(len(self), -1).any(1)
+            self._moved = moved
 
     def descend(self, W: Tensor, D: Tensor, steps: Sequence[Step]) -> None:
         """W ← W - η·D - d·W by the steps (η, d) of the leaves, W as they were `borrow`ed."""
