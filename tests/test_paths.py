@@ -285,6 +285,99 @@ def test_steps_in_one_function_do_what_steps_in_parts_do(norm, rule, dtype):
     assert [int(its["moved"]) for its in other.values()] == [4, 3, 3, 0, 4]
 
 
+class Delayed(ng.rules.Rule):
+    """Gradients of two steps ago, from state that is assigned anew: its tensors change places, or are views of each other."""
+
+    def __init__(self, kind, entrywise=True):
+        self.kind, self.entrywise = kind, entrywise
+
+    def init(self, W, independent=0):
+        names = ["past"] if self.kind == "ring" else ["two", "one"]
+        return {name: W.new_zeros(len(W), 2, *W.shape[1:]) if self.kind == "ring" else W * 0 for name in names}
+
+    def update(self, G, state):
+        if self.kind == "ring":
+            M = state["past"][:, 0]
+            state["past"] = torch.stack([state["past"][:, 1], G], 1)
+        else:
+            M, state["one"] = state["one"], state["two"]
+            state["two"] = G.double() if self.kind == "wide" else G
+        return M
+
+
+@pytest.mark.parametrize(
+    ("kind", "entrywise", "compile"),
+    [
+        ("ring", True, False),
+        ("places", True, False),
+        ("places", False, False),
+        ("wide", True, False),
+        ("wide", False, False),
+        ("ring", True, "aot_eager"),
+        ("places", True, "aot_eager"),
+    ],
+)
+def test_rules_may_assign_what_their_state_was(kind, entrywise, compile):
+    """Against a list of gradients, also while one leaf has none."""
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter(torch.zeros(3, 4)) for _ in range(2)]
+    leaves = [(ng.geometry.Leaf(f"{i}", f"{i}", (3, 4), "linear", ng.norms.L1ToLinf()),) for i in range(2)]
+    groups = [{"params": params, "leaves": leaves}]
+    opt = ng.optim.Optimizer(groups, lr=1.0, rule=Delayed(kind, entrywise), compile=compile)
+    ends, seen = [torch.zeros(3, 4) for _ in params], [2 * [torch.zeros(3, 4)] for _ in params]
+    for step in range(5):
+        for i, p in enumerate(params):
+            p.grad = None if i == 0 and step == 2 else torch.randn(3, 4, generator=generator)
+            if p.grad is not None:
+                ends[i] -= 0.5 * seen[i][-2].sign()
+                seen[i].append(p.grad)
+        opt.step()
+    assert torch.equal(torch.stack(list(params)), torch.stack(ends))
+
+
+def test_state_that_init_does_not_return_is_refused():
+    """It would neither be saved nor be there in the next step."""
+
+    class Sum(ng.rules.Rule):
+        entrywise = True
+
+        def update(self, G, state):
+            state["sum"] = state.get("sum", 0) + G
+            return state["sum"]
+
+    model = net()
+    opt = plan_of(model).optimizer(model, rule=Sum())
+    backward(model, 0)
+    with pytest.raises(ValueError, match=r"has \['sum'\] in its state, but its init returned \[\]: return all of it"):
+        opt.step()
+
+
+def test_directions_may_be_narrower_than_weights():
+    """The kernel that writes weights in place looks at no shapes."""
+
+    class Rows(ng.optim.Direction):
+        def __call__(self, M, state, W):
+            return M.sum(-1, keepdim=True).sign()
+
+    p = torch.nn.Parameter(torch.zeros(3, 4))
+    p.grad = torch.tensor([1.0, -2.0, 3.0]).unsqueeze(1).expand(3, 4)
+    leaf = ng.geometry.Leaf("p", "p", (3, 4), "linear", ng.norms.Frobenius())
+    ng.optim.Optimizer([{"params": [p], "leaves": [(leaf,)]}], direction=Rows(), lr=0.5).step()
+    assert torch.equal(p, torch.tensor([-0.5, 0.5, -0.5]).unsqueeze(1).expand(3, 4))
+
+
+def test_what_stays_has_not_moved_whatever_it_is():
+    params = [torch.nn.Parameter(torch.tensor([x, 1.0])) for x in (1.0, torch.nan)]
+    leaves = [
+        (ng.geometry.Leaf(f"{i}", f"{i}", (2,), "gain", ng.norms.Linf(), mass=mass),) for i, mass in enumerate((1, 0))
+    ]
+    opt = ng.optim.Optimizer([{"params": params, "leaves": leaves}])
+    for p in params:
+        p.grad = torch.ones(2)
+    opt.step()
+    assert [int(opt.state[p]["moved"]) for p in params] == [1, 0]
+
+
 @pytest.mark.slow
 def test_the_default_backend_of_compile_agrees():
     plain, _ = run(10, TIGHT)

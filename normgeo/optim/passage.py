@@ -13,8 +13,9 @@ from torch.nn import Parameter
 from normgeo.constraints import Pull, Rate
 from normgeo.optim.closure import Grads, hessian_vector_product
 from normgeo.optim.exchange import Task
+from normgeo.optim.fused import like
 from normgeo.optim.guard import Verdict
-from normgeo.optim.stack import Stack, like
+from normgeo.optim.stack import Stack
 from normgeo.steps import Stats
 from normgeo.steps.base import Move
 

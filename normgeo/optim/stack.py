@@ -16,7 +16,7 @@ from normgeo.geometry import Leaf
 from normgeo.optim.descent import InPlace, Step, descend
 from normgeo.optim.direction import Direction, Dualize
 from normgeo.optim.exchange import Exchange, Task
-from normgeo.optim.fused import Fused
+from normgeo.optim.fused import Fused, settle
 from normgeo.optim.iterate import Descent, Iterate
 from normgeo.optim.layout import Shards, Whole, layout_of
 from normgeo.optim.place import Bunch, most_entries
@@ -247,7 +247,7 @@ class Stack:
 
     def descend(self, W: Tensor, D: Tensor, steps: Sequence[Step]) -> None:
         """W ← W - η·D - d·W by the steps (η, d) of the leaves, W as they were `borrow`ed."""
-        units = D.to(self.dtype).contiguous().unbind()
+        units = D.to(self.dtype).expand(len(self), *self.shape).contiguous().unbind()  # the kernel asks for no shapes
         if self._descends_in_place():
             self._moved = self._in_place(units, steps)
             return
@@ -272,13 +272,7 @@ class Stack:
 
     def _keep(self, before: dict[str, State] | None, alive: Tensor | None) -> None:
         for part, state in self.state.items():
-            for name, buffer in self._buffers[part].items():
-                new = state[name]
-                if alive is not None and before is not None:
-                    torch.where(like(alive, new), new, before[part][name], out=buffer)
-                elif new is not buffer:
-                    buffer.copy_(new)
-                state[name] = buffer
+            settle(self._buffers[part], state, alive, before[part] if before else {})
 
     def _read(self, pick: Callable[[Parameter], Tensor]) -> Tensor:
         seen = [pick(p) for p in self.params]
@@ -337,7 +331,3 @@ def _take_over(slot: Tensor, saved: Tensor, leaf: Leaf, key: str) -> None:
     if saved.shape != slot.shape:
         raise ValueError(f"state {key!r} of {leaf.name} has shape {tuple(saved.shape)}, expected {tuple(slot.shape)}")
     slot.copy_(saved)
-
-
-def like(alive: Tensor, x: Tensor) -> Tensor:  # (n,), (n, ...) -> (n, 1, ..., 1)
-    return alive.to(x.device).reshape((-1,) + (1,) * (x.ndim - 1))
