@@ -286,7 +286,7 @@ def test_steps_in_one_function_do_what_steps_in_parts_do(norm, rule, dtype):
 
 
 class Delayed(ng.rules.Rule):
-    """Gradients of two steps ago, from state that is assigned anew: its tensors change places, or are views of each other."""
+    """Gradients of two steps ago, from state whose tensors change places or shift onto themselves."""
 
     def __init__(self, kind, entrywise=True):
         self.kind, self.entrywise = kind, entrywise
