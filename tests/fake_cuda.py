@@ -1,4 +1,4 @@
-"""A CUDA device without memory and without values, on any machine: tensors of `FakeTensorMode` that say device="cuda:0".
+"""A CUDA device without memory and without values, for machines that have none: tensors of `FakeTensorMode` on cuda:0.
 
 Operations check devices, dtypes and shapes as on a device. What would make the host wait is refused: reading a value, a
 decomposition (its check reads one), a copy to the host, a copy from memory of the host that is not pinned; and so are
@@ -6,10 +6,12 @@ tensors of the host in operations on the device, numbers as tensors included. Te
 backward()."""
 
 import ctypes
+import platform
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -22,9 +24,13 @@ from torch.utils._pytree import tree_leaves
 
 from normgeo.linalg import symmetric
 
-__all__ = ["CUDA", "HostWaitsError", "fake_cuda", "fill", "to_cuda"]
+__all__ = ["CUDA", "HostWaitsError", "fake_cuda", "fill", "for_fake_cuda", "to_cuda"]
 
 CUDA = torch.device("cuda:0")
+for_fake_cuda = pytest.mark.skipif(
+    platform.system() != "Linux" or torch.cuda.is_available(),
+    reason="for machines without CUDA, and torch's library for Linux, in which the device guard is found by its name",
+)
 aten = torch.ops.aten
 VIEWS = {
     aten.detach, aten.alias, aten.view, aten._unsafe_view, aten.reshape, aten.expand, aten.permute, aten.transpose, aten.t,
@@ -108,12 +114,11 @@ class _Event:
 @contextmanager
 def fake_cuda(monkeypatch):
     """Inside, device=CUDA makes such tensors."""
-    if not torch.cuda.is_available():
-        # Indexing takes a device guard, and a torch without CUDA has none to give: that of the CPU does nothing either.
-        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
-        guards = (ctypes.c_void_p * 2).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
-        guards[1] = guards[0]
-        monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    # Indexing takes a device guard, and a torch without CUDA has none to give: that of the CPU does nothing either.
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+    guards = (ctypes.c_void_p * 2).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
+    guards[1] = guards[0]
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda, "Event", _Event)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))

@@ -1,11 +1,9 @@
 """Whole steps on a fake CUDA device (`fake_cuda`): nothing is on the wrong device, and the host never waits, but for what
 says so. What a device computes, and how fast, this cannot tell."""
 
-import platform
-
 import pytest
 import torch
-from fake_cuda import CUDA, HostWaitsError, fake_cuda, fill, to_cuda
+from fake_cuda import CUDA, HostWaitsError, fake_cuda, fill, for_fake_cuda, to_cuda
 from test_norms import INSTANCES
 from torch import nn
 from wirings import WIRINGS
@@ -16,9 +14,7 @@ from normgeo.geometry import Leaf, View
 from normgeo.linalg import TIGHT
 from normgeo.optim import place
 
-pytestmark = pytest.mark.skipif(
-    platform.system() != "Linux", reason="the device guard is found by its name in torch's library for Linux"
-)
+pytestmark = for_fake_cuda
 
 DECOMPOSES = {
     "Ball",
