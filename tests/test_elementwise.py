@@ -12,7 +12,7 @@ from normgeo.constraints import Rate
 from normgeo.linalg import host_sees
 from normgeo.norms.vectors import unit
 from normgeo.optim import place
-from normgeo.optim.fused import descended
+from normgeo.optim.descent import descend
 from normgeo.testing.bowl import NoWaiting
 
 TABLE, VECTOR = (24, 5), (37,)
@@ -125,7 +125,7 @@ def test_one_pass_is_a_step_and_the_constraint(constraint):
     rate = Rate(torch.tensor(0.1, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64))
     long = constraint.retract(W - 0.1 * D, W, rate, constraint.init(W))
     d = constraint.pull(rate)
-    assert descended(list(W), list(D), 0.1, 0.0 if d is None else float(d)) == [True, True]
+    descend(list(W), list(D), 2 * [(0.1, 0.0 if d is None else float(d))])
     torch.testing.assert_close(W, long, rtol=0, atol=1e-15)
 
 
@@ -201,9 +201,13 @@ def test_units_in_float16(exponent):
 
 def test_who_moved_is_known_of_few_entries():
     """Also where a step rounds away and the way back would not: numbers lie closer below 1 than above."""
-    W, D = torch.ones(2, 3), -torch.ones(2, 3)
-    assert descended(list(W), list(D), 0.75 * 2**-24, 0.0) == [False, False]
-    assert torch.equal(W, torch.ones(2, 3))
+    p = torch.nn.Parameter(torch.ones(2, 3))
+    p.grad = -torch.ones(2, 3)
+    leaf = ng.geometry.Leaf("p", "p", (2, 3), "linear", norms.L1ToLinf())
+    opt = ng.optim.Optimizer([{"params": [p], "leaves": [(leaf,)]}], lr=0.75 * 2**-24)
+    opt.step()
+    assert torch.equal(p, torch.ones(2, 3))
+    assert int(opt.state[p]["moved"]) == 0
 
 
 @pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="gradients have the dtype of their parameters")

@@ -1,6 +1,7 @@
 """Every way to run a step moves the weights as a plain loop over the parameters does."""
 
 import re
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -205,14 +206,16 @@ def test_checkpoints_go_from_one_path_to_another():
 # ---- compile
 
 
-def test_no_lr_and_no_shape_compiles_anything_anew():
-    """25 shapes and 50 values of lr: as many graphs as kinds of stacks, all made in the first step."""
+@pytest.mark.parametrize(
+    ("norm", "functions"), [(ng.norms.Spectral(), 2), (ng.norms.L1ToLinf(), 1), (ng.norms.L1ToRMS(), 1)]
+)
+def test_no_lr_and_no_shape_compiles_anything_anew(norm, functions):
+    """25 shapes and 50 values of lr, all compiled in the first step: one function for momentum and one for the writing, or
+    one for all of a step where a norm needs no products."""
     torch.manual_seed(0)
     shapes = [(8 + k, 70 + 3 * k) for k in range(25)]
     model = torch.nn.ModuleList(torch.nn.Linear(n, m, bias=False) for m, n in shapes)
-    leaves = [
-        ng.geometry.Leaf(f"{i}.weight", f"{i}.weight", s, "linear", ng.norms.Frobenius()) for i, s in enumerate(shapes)
-    ]
+    leaves = [ng.geometry.Leaf(f"{i}.weight", f"{i}.weight", s, "linear", norm) for i, s in enumerate(shapes)]
     torch._dynamo.reset()
     counters.clear()
     lr = torch.tensor(0.1)
@@ -230,11 +233,56 @@ def test_no_lr_and_no_shape_compiles_anything_anew():
         opt.step()
         graphs.append(counters["stats"]["unique_graphs"])
     assert len(opt._bound[0].stacks) == 25
-    assert graphs == 50 * [2]  # one for momentum, one for the writing
+    assert graphs == 50 * [functions]
     opt.param_groups[0]["lr"] = 0.3  # numbers, too
     opt.step()
     torch.compile(opt.step, backend="aot_eager")()  # what users of torch do; our own code is not traced
-    assert counters["stats"]["unique_graphs"] == 2
+    assert counters["stats"]["unique_graphs"] == functions
+
+
+NO_PRODUCTS = [ng.norms.L1ToLinf(), ng.norms.L1ToRMS(), ng.norms.Frobenius()]
+
+
+@pytest.mark.parametrize(
+    ("rule", "dtype"),
+    [
+        (Momentum(BETA, nesterov=True), torch.bfloat16),
+        pytest.param(Stored(Momentum(BETA)), torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param(HeavyBall(BETA), torch.float32, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("norm", NO_PRODUCTS, ids=str)
+def test_steps_in_one_function_do_what_steps_in_parts_do(norm, rule, dtype):
+    """Weights, state and counts: with a leaf whose gradient is not finite, one without, one of mass 0, and one alone."""
+    shapes, ends = [(4, 6), (4, 6), (4, 6), (4, 6), (5, 3)], []
+    for compile in (False, "aot_eager"):
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in shapes]
+        masses = [1.0, 1.0, 1.0, 0.0, 2.0]
+        leaves = [
+            (ng.geometry.Leaf(f"{i}", f"{i}", tuple(p.shape), "linear", norm, mass=mass),)
+            for i, (p, mass) in enumerate(zip(params, masses, strict=True))
+        ]
+        groups = [{"params": params, "leaves": leaves}]
+        opt = ng.optim.Optimizer(groups, rule=rule, decay=0.3, compile=compile, nonfinite="zero", lr=0.1)
+        assert all((stack.at_once is not None) == bool(compile) for group in opt._ready() for stack in group.stacks)
+        for step in range(4):
+            for i, p in enumerate(params):
+                p.grad = torch.randn(p.shape, generator=generator).to(dtype)
+                p.grad[1:] *= step % 2  # of a table, rows that are not always seen
+                if i == 1 and step == 2:
+                    p.grad[0, 0] = torch.inf
+            params[2].grad = None if step == 1 else params[2].grad
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)
+                opt.step()
+        ends.append(([p.detach() for p in params], opt.state_dict()["state"]))
+    (weights, state), (compiled, other) = ends
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(compiled, weights, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(other, state, atol=tolerance, rtol=tolerance)
+    assert [int(its["moved"]) for its in other.values()] == [4, 3, 3, 0, 4]
 
 
 @pytest.mark.slow

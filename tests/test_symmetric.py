@@ -1,10 +1,13 @@
 """Symmetric products against the library's: the kernel under Triton's interpreter, in a process of its own, because Triton
-decides at import whether it interprets. (Its dot takes the bits of bfloat16 for integers: that dtype waits for a GPU.)"""
+decides at import whether it interprets (its dot takes the bits of bfloat16 for integers: that dtype waits for a GPU); and
+compiled for GPUs that need not be there."""
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,16 +19,22 @@ import torch
 from normgeo.linalg import syrk
 torch.manual_seed(0)
 syrk.TILE, syrk.DEPTH = 16, 16
-for count, m, n in ((2, 33, 20), (1, 5, 40)):
+for count, m, n in ((2, 33, 20), (1, 5, 40), (2, 16, 1), (1, 1, 1)):
     for dtype, error in ((torch.float32, 1e-5), (torch.float16, 2e-3)):
         x = (torch.randn(count, m, n) / n**0.5).to(dtype)
         r = torch.randn(count, m, m)
         r = (r + r.mT).to(dtype)
         wide = x.double() @ x.double().mT
+        apart = torch.zeros(count, 2, m, n + 3, dtype=dtype)[:, 1, :, 1:-2].copy_(x)
+        rounded = r * (1 + torch.finfo(dtype).eps * torch.randn(count, m, m)).to(dtype)
         for seen, wanted in (
             (syrk.symmetric(x), wide),
             (syrk.symmetric(x, r, 0.5, -2.0), 0.5 * r.double() - 2 * wide),
+            (syrk.symmetric(x, r.mT.contiguous().mT, 0.5, -2.0), 0.5 * r.double() - 2 * wide),
+            (syrk.symmetric(x, rounded, 0.5, -2.0), 0.5 * r.double() - 2 * wide),
             (syrk.symmetric(x.mT.contiguous().mT), wide),
+            (syrk.symmetric(apart), wide),
+            (syrk.symmetric(x[:1].expand(count, m, n)), wide[:1].expand(count, m, m)),
         ):
             assert seen.dtype == dtype
             assert torch.equal(seen, seen.mT), "not symmetric to the bit"
@@ -39,6 +48,69 @@ def test_the_kernel_agrees_with_float64_under_the_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, check=False)
     assert done.stdout.strip() == "agrees", done.stderr
+
+
+LARGEST = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+"""bytes of shared memory that a program may have, by compute capability"""
+TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+
+
+def compiled(capability, dtype, adds, turned, monkeypatch, folder):
+    """The kernel as `symmetric` launches it on matrices with sides that are multiples of 16."""
+    triton = pytest.importorskip("triton", reason="triton is missing: pip install 'normgeo[gpu]'")
+    from normgeo.linalg import syrk
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(folder))
+    names = syrk._kernel.arg_names
+    types = dict.fromkeys(("x", "r", "out"), POINTERS[dtype]) | {"b": "fp32", "c": "fp32"}
+    types |= dict.fromkeys(("m", "n", "xb", "xm", "xn"), "i32")
+    aligned = [name for name in names if types.get(name) in ("i32", POINTERS[dtype])]
+    constants = {"ADDS": adds, "TILE": syrk.TILE, "DEPTH": syrk.DEPTH, "xm" if turned else "xn": 1}
+    source = triton.compiler.ASTSource(
+        syrk._kernel,
+        {name: "constexpr" if name in constants else types[name] for name in names},
+        {(names.index(name),): value for name, value in constants.items()},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned if name not in constants},
+    )
+    target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options=syrk.OPTIONS)
+
+
+def resources(kernel, folder):
+    """Registers a thread, and bytes a thread that did not fit into them."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if not tool.exists():
+        pytest.skip("this triton comes without cuobjdump")
+    (folder / "kernel.cubin").write_bytes(kernel.asm["cubin"])
+    command = [str(tool), "--dump-resource-usage", str(folder / "kernel.cubin")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", said))
+    return int(found["REG"]), int(found["STACK"]) + int(found["LOCAL"])
+
+
+def check_compiled(capability, dtype, adds, turned, monkeypatch, folder):
+    kernel = compiled(capability, dtype, adds, turned, monkeypatch, folder)
+    assert kernel.metadata.shared <= LARGEST[capability]
+    assert TENSOR_CORES[capability] in kernel.asm["ptx"]
+    registers, spilled = resources(kernel, folder)
+    assert registers * 32 * kernel.metadata.num_warps <= 2**16
+    assert spilled <= 16  # ptxas gives up a few bytes for a second program at a time
+
+
+def test_the_kernel_compiles_for_gpus_that_are_not_there(monkeypatch, tmp_path):
+    check_compiled(90, torch.bfloat16, True, False, monkeypatch, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turned", [False, True], ids=["", "turned"])
+@pytest.mark.parametrize("adds", [False, True], ids=["", "adds"])
+@pytest.mark.parametrize("dtype", POINTERS, ids=str)
+@pytest.mark.parametrize("capability", LARGEST)
+def test_all_its_variants_compile(capability, dtype, adds, turned, monkeypatch, tmp_path):
+    check_compiled(capability, dtype, adds, turned, monkeypatch, tmp_path)
 
 
 def test_without_a_gpu_the_library_multiplies():

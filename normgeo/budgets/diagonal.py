@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,8 +50,10 @@ class Diagonal(Budget):
     def constraints(self) -> Sequence[Constraint]:
         return [lambda q: 1 - (q * self._root(q)).square().sum() / self.B]
 
-    def _root(self, like: Tensor) -> Tensor:
-        """√c."""
-        if isinstance(self.costs, Tensor) and self.costs.ndim and self.costs.shape[-1] != like.shape[-1]:
+    def _root(self, like: Tensor) -> Tensor | float:
+        """√c; a number stays one, for which a device does not wait."""
+        if not isinstance(self.costs, Tensor):
+            return math.sqrt(self.costs)
+        if self.costs.ndim and self.costs.shape[-1] != like.shape[-1]:
             raise ValueError(f"Diagonal has {self.costs.shape[-1]} costs, but was given {like.shape[-1]} coordinates")
-        return torch.as_tensor(self.costs, dtype=like.dtype, device=like.device).sqrt()
+        return self.costs.to(like).sqrt()

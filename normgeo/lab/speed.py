@@ -118,6 +118,7 @@ def time_entrywise(
         ADAMW: torch.optim.AdamW(_fresh(model), fused=True).step,
     }
     if compile:
+        steps["normgeo rows, compiled"] = ours(ng.norms.L1ToRMS(), compile=True)
         steps["normgeo signs, compiled"] = ours(ng.norms.L1ToLinf(), compile=True)
     return _in_turn(steps, ADAMW, shapes, width, device, seconds)
 
@@ -235,10 +236,22 @@ def _contenders(model: torch.nn.Module) -> dict[str, Callable[[], Step]]:
             found = getattr(importlib.import_module(package), name)
         except (ImportError, AttributeError):
             continue
-        steps[f"{package} {name}"] = lambda found=found: found(_fresh(model), lr=1e-3).step  # type: ignore[misc]
+        steps[f"{package} {name}"] = lambda found=found: _again(found, _fresh(model))  # type: ignore[misc]
     for name in ("normgeo tight", "normgeo fast"):
         steps[f"floor of {name}"] = lambda name=name: _floor(_matrices(model), POLARS[name])  # type: ignore[misc]
     return steps
+
+
+def _again(make: Callable[..., Any], params: Sequence[Parameter]) -> Step:
+    """The step of an optimizer that may take the gradients away, as HeavyBall's do, with the same gradients each time."""
+    grads, opt = [p.grad for p in params], make(params, lr=1e-3)
+
+    def run() -> None:
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad
+        opt.step()
+
+    return run
 
 
 def _gpt(width: int, depth: int, device: torch.device) -> torch.nn.Module:

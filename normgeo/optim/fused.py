@@ -2,47 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from normgeo.constraints import Constraint, Rate
+from normgeo.norms import Norm
 from normgeo.optim.iterate import Iterate
 from normgeo.rules import Rule
 from normgeo.rules.base import State
 
-__all__ = ["Fused", "descended"]
+__all__ = ["Fused"]
+
+T = TypeVar("T")
 
 
 class Fused:
-    """The two functions, compiled with `torch.compile` if asked for: True for its default backend, or the name of one.
+    """`update` and `written`, or `step` for both and what is between them; compiled with `torch.compile` if asked for: True
+    for its default backend, or the name of one.
 
-    Leaves come in as (n, k), whatever their shape, with sizes left open, and lr as a tensor: so a new shape or lr compiles
-    nothing. What does is a stack of one leaf beside stacks of more, leaves of one entry, tables (n, rows, columns) whose
-    rows age, and other parts or dtypes.
+    The first two see leaves as (n, k), whatever their shape, with sizes left open, and lr as a tensor: so a new shape or lr
+    compiles nothing. What does is a stack of one leaf beside stacks of more, leaves of one entry, tables (n, rows, columns)
+    whose rows age, other parts or dtypes, and for `step` another norm.
     """
 
     def __init__(self, compile: bool | str = False) -> None:
         self.compile = compile
-        self.smooth: Callable[..., Tensor] = _smooth
-        self.write: Callable[..., Tensor] = _write
-        if compile:
-            options: dict[str, Any] = {} if compile is True else {"backend": compile}
-            self.smooth = torch.compile(_own(_smooth), dynamic=True, **options)
-            self.write = torch.compile(_own(_write), dynamic=True, **options)
+        self.smooth = self._compiled(_smooth)
+        self.write = self._compiled(_write)
+        self._steps: dict[Norm, Callable[..., Any]] = {}
 
-    def update(self, rule: Rule, G: Tensor, state: State) -> Tensor:  # (n, *shape) -> (n, *shape)
-        """`rule.update`."""
+    def _compiled(self, function: Callable[..., T]) -> Callable[..., T]:
+        if not self.compile:
+            return function
+        # A copy with code of its own: torch counts recompilations by code, over all optimizers of the program.
+        own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+        options: dict[str, Any] = {} if self.compile is True else {"backend": self.compile}
+        return torch.compile(own, dynamic=True, **options)
+
+    def step(self, norm: Norm) -> Callable[..., Any]:
+        """All of a step of leaves of that norm, in one function."""
+        if norm not in self._steps:
+            self._steps[norm] = self._compiled(_step)
+        return self._steps[norm]
+
+    def update(
+        self, rule: Rule, G: Tensor, state: State, living: Tensor | None
+    ) -> Tensor:  # (n, *shape) -> (n, *shape)
+        """`rule.update`, in the tensors of the state; that of leaves which are not `living` (n,) stays."""
         if "age" in state or not self.compile:
-            return self.smooth(rule, G, state)
-        views = {name: x.reshape(len(x), -1) for name, x in state.items()}
-        flat = dict(views)
-        M = self.smooth(rule, G.reshape(len(G), -1), flat).reshape(G.shape)
-        state.update({name: x.reshape(state[name].shape) for name, x in flat.items() if x is not views[name]})
-        return M
+            return self.smooth(rule, G, dict(state), living)
+        flat = {name: x.reshape(len(x), -1) for name, x in state.items()}
+        return self.smooth(rule, G.reshape(len(G), -1), flat, living).reshape(G.shape)
 
     def written(
         self,
@@ -53,58 +67,74 @@ class Fused:
         eta: Tensor,
         rate: Rate,
         moving: Tensor | None,
-    ) -> Tensor:  # (n, *shape) -> (n, *shape)
-        """`constraint.retract` of what `iterate.write` makes of W, where `moving`; `eta`, `moving` are (n, 1, ..., 1)."""
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor | None]:  # (n, *shape), (n,) bool
+        """`constraint.retract` of what `iterate.write` makes of W, where `moving`; `eta`, `moving` are (n, 1, ..., 1). And
+        which leaves are then others in the `dtype` of the parameters, where that takes no pass of its own: compiled."""
         n = len(W)
         radius = rate.radius.reshape(n, 1) if isinstance(rate.radius, Tensor) else rate.radius
         flags = None if moving is None else moving.reshape(-1, 1)
         flat = W.reshape(n, -1), D.reshape(n, -1), eta.reshape(-1, 1)
-        return self.write(iterate, constraint, *flat, rate._replace(radius=radius), flags).reshape(W.shape)
+        told = dtype if self.compile else None
+        new, moved = self.write(iterate, constraint, *flat, rate._replace(radius=radius), flags, told)
+        return new.reshape(W.shape), moved
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Fused, (self.compile,)
 
 
-def descended(W: Sequence[Tensor], D: Sequence[Tensor], eta: float, d: float) -> list[bool]:
-    """W ← W - η·D - d·W in place and in one pass, η > 0, by torch's kernel of SGD; all contiguous and of one size. And
-    which of the W have another entry now. Of 128 entries and more some from all over W tell as a rule; if these stay,
-    whether the same step would bring others back, which differs only for steps of half a last digit."""
-    some = [w.view(-1)[:: max(1, w.numel() // 64)] for w in W]
-    before = [w.clone() for w in some]
-    decay = d / eta
-    if decay > 2.0**100:  # of a leaf of next to no mass: a quotient that float32 may not have
-        torch._foreach_mul_(list(W), 1 - d)
-        decay = 0.0
-    torch._fused_sgd_(
-        list(W),
-        list(D),
-        [],
-        weight_decay=decay,
-        momentum=0.0,
-        lr=eta,
-        dampening=0.0,
-        nesterov=False,
-        maximize=False,
-        is_first_step=False,
-    )
-    return [
-        not torch.equal(a, b)
-        or (a.numel() < w.numel() and not torch.equal(w, torch.add(torch.add(w, w, alpha=d), step, alpha=eta)))
-        for a, b, w, step in zip(some, before, W, D, strict=True)
-    ]
-
-
-def _own(function: Any) -> Callable[..., Tensor]:
-    """A copy with code of its own: torch counts recompilations by code, over all optimizers of the program."""
-    return FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
-
-
-def _smooth(rule: Rule, G: Tensor, state: State) -> Tensor:
-    return rule.update(G, state)
+def _smooth(rule: Rule, G: Tensor, state: State, living: Tensor | None) -> Tensor:
+    if living is None:
+        kept, M = dict(state), rule.update(G, state)
+        for name, x in kept.items():
+            if state[name] is not x:
+                x.copy_(state[name])
+        return M
+    kept, before = dict(state), {name: x.clone() for name, x in state.items()}
+    M = rule.update(torch.where(_along(living, G), G, 0), state)
+    for name, x in kept.items():
+        torch.where(_along(living, x), state[name], before[name], out=x)
+    return M
 
 
 def _write(
-    iterate: Iterate, constraint: Constraint, W: Tensor, D: Tensor, eta: Tensor, rate: Rate, moving: Tensor | None
-) -> Tensor:
+    iterate: Iterate,
+    constraint: Constraint,
+    W: Tensor,
+    D: Tensor,
+    eta: Tensor,
+    rate: Rate,
+    moving: Tensor | None,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor | None]:
     new = constraint.retract(iterate.write(W, D, eta, {}), W, rate, {})
-    return new if moving is None else torch.where(moving, new, W)
+    if moving is not None:
+        new = torch.where(moving, new, W)
+    if dtype is None:
+        return new, None
+    new = new.to(dtype)
+    return new, (new != W).reshape(len(W), -1).to(torch.float32).sum(1) > 0  # compiled for CPU, any() is slow
+
+
+def _step(
+    norm: Norm,
+    rule: Rule,
+    iterate: Iterate,
+    constraint: Constraint,
+    G: Tensor,
+    W: Tensor,
+    state: State,
+    rate: Rate,
+    moving: Tensor,
+    living: Tensor | None,
+) -> Tensor | None:  # (n,) bool, which leaves have another entry now
+    """All of a step, in place: the state of leaves that are `living`, the weights of those that are `moving`."""
+    work = rate.eta.dtype
+    D = norm.dualize(_smooth(rule, G.to(work), state, living))
+    new, moved = _write(iterate, constraint, W.to(work), D, rate.radius * rate.eta, rate, moving, W.dtype)
+    W.copy_(new)
+    return moved
+
+
+def _along(living: Tensor, x: Tensor) -> Tensor:  # (n,), (n, ...) -> (n, 1, ..., 1)
+    return living.reshape((-1,) + (1,) * (x.ndim - 1))

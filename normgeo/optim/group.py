@@ -118,15 +118,15 @@ class Group:
         bent = graph if self.parts.direction is not None and self.due("hvp", self.parts.direction) else None
         held = validation if validation and self.parts.ask("validation") else {}
         blocks = [stack.blocks() for stack in stacks]
-        moves: Iterable[Move] = in_turn(
+        moves: Iterable[Move | None] = in_turn(
             direct(block, a, stats, bent, held) for its, a in zip(blocks, living, strict=True) for block in its
         )
         if {"moves", "updates"} & set(step.needs) or ("move" in step.needs and self.shared):
-            moves = stats.moves = list(moves)
+            moves = stats.moves = [move for move in moves if move is not None]
             if graph is not None and self.due("hvp", step):
                 stats.hessian = hessian_vector_product(stacks, graph)
             if line is not None and self.due("closure", step):
-                stats.line = line(stacks, [move.along(a) for move, a in zip(moves, living, strict=True)])
+                stats.line = line(stacks, [move.along(a) for move, a in zip(stats.moves, living, strict=True)])
         alone = "move" in step.needs and not stats.moves
         value: Tensor | Sequence[Tensor] = () if alone else step.value(stats, state)
         passing = iter(moves)
@@ -134,13 +134,13 @@ class Group:
         for i, its in enumerate(blocks):
             for block in its:
                 move = next(passing)
-                if alone:
+                if alone and move is not None:
                     value = step.value(replace(stats, moves=[move]), StepState(state.shared, [state.leaves[i]]))
                 factor = value if isinstance(value, Tensor) else value[0 if alone else i]
                 key = i if alone or factor is not value else (block.dtype, block.device)
                 if key not in rates:
-                    rates[key] = rate(options, factor, move)
-                write(block, move, rates[key]._replace(radius=move.radius), living[i], "updates" in step.needs)
+                    rates[key] = rate(options, factor, block.radius)
+                write(block, move, rates[key]._replace(radius=block.radius), living[i], "updates" in step.needs)
                 del move  # its tensors make room for those of the next one, in memory and in the cache
         step.follow(stats.moves, state)
         for stack, its, was, a in zip(stacks, blocks, before, living, strict=True):

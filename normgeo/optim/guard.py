@@ -6,6 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -47,8 +48,14 @@ class Verdict:
         if self.finite is None:
             return None
         if self.together:
-            return self.finite.all().expand(len(params))
+            return self.whole.expand(len(params))
         return torch.stack([self.finite[self.position.get(p, 0)] for p in params])
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """() whether all of them are, asked once for all stacks."""
+        assert self.finite is not None
+        return self.finite.all()
 
 
 class Guard:

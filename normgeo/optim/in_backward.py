@@ -78,7 +78,7 @@ def check_in_backward(
     if ranks is not None or any(as_dtensor(p) is not None for p in params):
         raise ValueError("in_backward=True does not wait for other ranks; write in_backward=False")
     for part in parts:
-        if set(part.needs) - {"move"} or (part is parts.step and parts.step.init_shared()):
+        if set(part.needs) - {"move", "turn"} or (part is parts.step and parts.step.init_shared()):
             raise ValueError(
                 f"in_backward=True: {type(part).__name__} has to see the gradients of the whole group; "
                 "write in_backward=False"

@@ -68,7 +68,8 @@ class Operate(Direction):
 
     @property
     def needs(self) -> Mapping[str, int]:  # type: ignore[override]
-        return {} if self.source == "train" else {"validation": FIRST}
+        period = {"turn": self.every} if self.every > 1 else {}
+        return period if self.source == "train" else {"validation": FIRST, **period}
 
     def bind(self, norm: Norm) -> Direction:
         return replace(self, norm=self.norm or norm)

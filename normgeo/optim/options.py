@@ -37,7 +37,7 @@ KINDS: dict[str, Any] = {
     "constraint": Constraint,
 }
 OPTIONS = {"params", "leaves", "lr", "decay", *KINDS}
-SUPPLIED = {"loss", "hvp", "closure", "move", "moves", "updates", "validation"}
+SUPPLIED = {"loss", "hvp", "closure", "move", "moves", "updates", "validation", "turn"}
 
 ELSEWHERE = {
     "betas": "the weight on the past is the rule's; write rule=normgeo.rules.Momentum(0.9, nesterov=True)",
@@ -85,6 +85,11 @@ def check_capturable(parts: Parts) -> None:
     for part in parts:
         if asks := sorted({"loss", "hvp", "closure", "validation"} & set(part.needs)):
             raise ValueError(f"capturable=True: {type(part).__name__} needs {asks}, which a graph does not record")
+        if "turn" in part.needs:
+            raise ValueError(
+                f"capturable=True: {type(part).__name__} acts every {part.needs['turn']} steps, and a graph would repeat "
+                "one step; write every=1"
+            )
 
 
 def check_devices(params: Iterable[Tensor]) -> None:

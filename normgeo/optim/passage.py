@@ -32,17 +32,21 @@ def alive(stack: Stack, verdict: Verdict) -> Tensor | None:  # -> (n,) bool, Non
 
 def direct(
     stack: Stack, living: Tensor | None, stats: Stats, graph: Grads | None, validation: Mapping[Parameter, Tensor]
-) -> Task[Move]:
-    """From gradients to the unit direction; a task, because other ranks may have to help."""
+) -> Task[Move | None]:
+    """From gradients to the unit direction; a task, because other ranks may have to help. None for a stack whose whole way
+    is one function."""
+    if stack.at_once is not None:
+        return None
 
     def of_the_living(G: Tensor) -> Tensor:
-        return G if living is None else torch.where(living.to(G.device).reshape(stack.radius.shape), G, 0)
+        return G if living is None else torch.where(like(living, G), G, 0)
 
     (G, W), state = stack.borrow(), stack.state
-    G = of_the_living(G)
+    if not stack.fused:
+        G = of_the_living(G)
     G = stack.constraint.tangent(W, G, state["constraint"])
     rule = state["rule"]
-    M = stack.fused.update(stack.rule, G, rule) if stack.fused else stack.rule.update(G, rule)
+    M = stack.fused.update(stack.rule, G, rule, living) if stack.fused else stack.rule.update(G, rule)
     seen = stats
     if graph is not None:
         product = hessian_vector_product([stack], graph)
@@ -56,24 +60,22 @@ def direct(
     return Move(G, M, D, W, stack.radius, stack.leaves)
 
 
-def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_update: bool) -> None:
+def write(stack: Stack, move: Move | None, rate: Rate, living: Tensor | None, keep_update: bool) -> None:
     """From the unit direction to the weights; at η = 0 nothing moves, whatever the constraint would do."""
-    if stack.descends:
+    if move is None:
+        stack.go(rate, _moving(stack, rate, living), living)
+        return
+    if stack.descends and rate.eta.numel() in (1, len(stack)):
         _descend(stack, move, rate, living)
         return
     old, radius, iterate, constraint = move.W, move.radius, stack.iterate, stack.state["constraint"]
-    moving = rate.eta != 0
-    if not stack.all_may_move:
-        moving = moving & (stack.radius > 0)  # a leaf of mass 0 is not moved by its constraint either
-    if living is not None:
-        moving = moving & living.to(stack.device).reshape(stack.radius.shape)
+    moving = _moving(stack, rate, living)
     some_stay = not (stack.looks and bool(moving.all()))
     if stack.fused:
-        fused = stack.fused.written(
-            iterate, stack.constraint, old, move.D, radius * rate.eta, rate, moving if some_stay else None
-        )
-        stack.count_moves(fused, old)
-        stack.write(fused, stack.present())
+        flags, dtype = moving if some_stay else None, stack.params[0].dtype
+        new, moved = stack.fused.written(iterate, stack.constraint, old, move.D, radius * rate.eta, rate, flags, dtype)
+        stack.count_moves(new, old, moved)
+        stack.write(new, stack.present())
         return
     before = {name: x.clone() for name, x in constraint.items()} if some_stay else {}
     D, eta = (move.D, radius * rate.eta) if iterate.joint else (radius * move.D, rate.eta)
@@ -91,6 +93,13 @@ def write(stack: Stack, move: Move, rate: Rate, living: Tensor | None, keep_upda
     if keep_update:
         move.update, move.eta = new - old, rate.eta
     stack.write(new, stack.present())  # last: `old` may be the parameter itself
+
+
+def _moving(stack: Stack, rate: Rate, living: Tensor | None) -> Tensor:  # () or (n, 1, ..., 1)
+    moving = rate.eta != 0
+    if not stack.all_may_move:
+        moving = moving & (stack.radius > 0)  # a leaf of mass 0 is not moved by its constraint either
+    return moving if living is None else moving & like(living, stack.radius)
 
 
 def _descend(stack: Stack, move: Move, rate: Rate, living: Tensor | None) -> None:
@@ -122,11 +131,11 @@ def averaged(stack: Stack, W: Tensor) -> Tensor:
     return torch.where(like(same, W), mean, inside)
 
 
-def rate(group: dict[str, Any], factor: Tensor, move: Move) -> Rate:
+def rate(group: dict[str, Any], factor: Tensor, radius: Tensor) -> Rate:  # radius (n, 1, ..., 1)
     """η = lr·factor, and the same over the lr that the group was made with."""
-    factor = factor.to(move.W)
+    factor = factor.to(radius)
     if factor.ndim == 1:
-        factor = factor.reshape(move.radius.shape)
+        factor = factor.reshape(radius.shape)
     lr = group["lr"]
     eta = (lr.to(factor) if isinstance(lr, Tensor) else lr) * factor
-    return Rate(eta, eta / group["base_lr"] if group["base_lr"] else torch.zeros_like(eta), move.radius)
+    return Rate(eta, eta / group["base_lr"] if group["base_lr"] else torch.zeros_like(eta), radius)

@@ -16,6 +16,7 @@ from normgeo.linalg import SMALLEST_MIXED
 from normgeo.norms import Norm
 from normgeo.optim.layout import Whole, layout_of
 from normgeo.optim.ranks import Ranks
+from normgeo.optim.shards import costly
 
 __all__ = ["Bunch", "Entry", "Place", "at_a_time", "bunches", "most_entries"]
 
@@ -26,6 +27,10 @@ Entry = tuple[Parameter, Leaf]
 # without bound: a step needs eight tensors of this size, 2 GB in float32.
 MOST = {"cpu": 2**18}
 MOST_ELSEWHERE = 2**26
+
+# Entries of leaves together, elsewhere, whose norm needs no products: what takes longer to copy than to launch stays where
+# it is. An estimate: some 20 launches of 5 µs, against three copies at 4 TB/s.
+MOST_COPIED = 2**24
 
 # Entries of whole leaves that come to one rank at a time: 256 MB in float32, or one leaf if that is larger. While they are
 # under way the rank works on others.
@@ -82,7 +87,7 @@ def bunches(
         key = (norm, parameter.dtype, parameter.device, bool(spectral), at, layout, shape)
         found.setdefault(key, []).append(((parameter, leaf), scale))
     for (norm, _, device, spectral, _, layout, shape), these in _padded(found).items():
-        most = most_entries(device)
+        most = most_entries(device) if costly(norm) else min(most_entries(device), MOST_COPIED)
         if spectral:  # those that lie alike next to each other, so that few chunks have both
             these = sorted(these, key=lambda each: _tall(each[0][1].shape))
         sharing = layout.ranks or ranks

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from normgeo.constraints import Constraint, Pull
+from normgeo.constraints import Constraint, Pull, Rate
 from normgeo.geometry import Leaf
+from normgeo.optim.descent import InPlace, Step, descend
 from normgeo.optim.direction import Direction, Dualize
 from normgeo.optim.exchange import Exchange, Task
-from normgeo.optim.fused import Fused, descended
+from normgeo.optim.fused import Fused
 from normgeo.optim.iterate import Descent, Iterate
 from normgeo.optim.layout import Shards, Whole, layout_of
 from normgeo.optim.place import Bunch, most_entries
@@ -60,7 +61,13 @@ class Parts:
         """`entrywise`, and of all parts only the rule keeps state: then matrices may lie transposed, or among zeros, in a
         stack."""
         free = type(self.iterate).init is Iterate.init and type(self.constraint).init is Constraint.init
-        return self.entrywise and free and not self.step.needs and not self.step.init(torch.zeros(1, 1))
+        return (
+            self.entrywise
+            and self.iterate.joint
+            and free
+            and not self.step.needs
+            and not self.step.init(torch.zeros(1, 1))
+        )
 
 
 class Stack:
@@ -86,20 +93,27 @@ class Stack:
         self.exchange: Exchange | None = None
         self._plain = self.layout == Whole() and all(leaf.view is None for leaf in self.leaves)
         self._filled = all(place.shape == self.shape and not place.turned for place in self.places)
+        self._bare = self._plain and self._filled
         self.fused = fused if parts.simple and self.layout == Whole() else None
         first = self.params[0]
         self.dtype = torch.float32 if first.dtype in (torch.bfloat16, torch.float16) else first.dtype
         self.device = first.device
         self.looks = self.device.type == "cpu" and not capturable
         """whether the host may look into tensors: on an accelerator it would wait"""
-        pulls = type(self.constraint).retract is Pull.retract and type(self.iterate).write is Descent.write
-        self.descends = pulls and parts.simple and self.looks and not fused.compile
+        pulls = type(self.constraint).retract is Pull.retract and type(self.iterate) is Descent
+        self.descends = pulls and self.looks and not fused.compile and "updates" not in parts.step.needs
         """whether W ← W - η·r·D - d·W with numbers is all that happens to weights"""
+        self._native = self._bare and first.dtype == self.dtype
         looked = {type(self.constraint).tangent, type(self.constraint).direct}
-        unseen = looked == {Constraint.tangent, Constraint.direct}
-        self._in_place = self.descends and unseen and self._plain and self._filled and first.dtype == self.dtype
+        self._unseen = parts.simple and looked == {Constraint.tangent, Constraint.direct}
+        """whether nobody looks at weights before they are written"""
+        flows = fused.compile and self.fused and self._bare and self._unseen and math.prod(self.shape) > 0
+        flows = flows and type(self.direction) is Dualize and not costly(self.norm)
+        self.at_once = fused.step(self.norm) if flows else None
+        """all of a step as one compiled function, for norms without products"""
         self._bind(store)
         self._moved: Tensor | list[bool] = [False] * len(self)
+        self._in_place = InPlace(self.params)
         self._rows = self._rows_at_a_time(parts)
         self.radius, self.radii, self.lengths, self.all_may_move = torch.empty(0), torch.empty(0), [0.0], True
 
@@ -116,11 +130,23 @@ class Stack:
         """Gradients and weights, as the parameters themselves where that serves: to be looked at and not written to. Of
         weights that `descend` can change where they are, and that nobody looks at, there are no entries."""
         p = self.params[0]
-        alone = self.fused and self._plain and self._filled and len(self) == 1
+        alone = self.fused and self._bare and len(self) == 1
         G = _grad(p).unsqueeze(0).to(self.dtype) if alone else self.grads()
-        if self._in_place and all(p.is_contiguous() for p in self.params):
+        if self._unseen and self._descends_in_place():
             return G, G.new_empty(0)
         return G, p.detach().unsqueeze(0).to(self.dtype) if alone else self.weights()
+
+    def go(self, rate: Rate, moving: Tensor, living: Tensor | None) -> None:
+        """All of a step, by one function that changes state and weights where they are. moving: (n, 1, ..., 1)."""
+        seen = [_grad(p) for p in self.params], [p.detach() for p in self.params]
+        G, W = (its[0].unsqueeze(0) if len(self) == 1 else torch.stack(its) for its in seen)
+        parts = self.norm, self.rule, self.iterate, self.constraint
+        assert self.at_once is not None
+        self._moved = self.at_once(*parts, G, W, dict(self.state["rule"]), rate, moving, living)
+        if len(self) == 1:
+            torch.autograd.graph.increment_version(self.params)
+        else:
+            self.write(W, self.present())
 
     def blocks(self) -> list[Stack]:
         """This stack; or, of a leaf that is larger than stacks should be and whose rows have nothing to do with each other,
@@ -132,7 +158,7 @@ class Stack:
         whole = self.shape[0] if self.shape else 1
         alike = all(x.shape[1:2] == self.shape[:1] for x in self.state["rule"].values())
         apart = parts.simple and type(self.direction) is Dualize and (self.norm.entrywise or self.norm.independent)
-        if len(self) > 1 or not (apart and alike and self._plain and self._filled):
+        if len(self) > 1 or self.at_once is not None or not (apart and alike and self._bare):
             return whole
         return max(1, most_entries(self.device) // max(1, math.prod(self.shape[1:])))
 
@@ -144,6 +170,7 @@ class Stack:
             view.grad_dtype = p.grad.dtype
         view.grad = None if p.grad is None else p.grad[rows]
         block.params, block.shape = [view], tuple(view.shape)  # type: ignore[list-item]
+        block._in_place = InPlace(block.params)
         block.state = {part: {name: x[:, rows] for name, x in state.items()} for part, state in self.state.items()}
         block._buffers = {part: dict(state) for part, state in block.state.items()}
         return block
@@ -201,43 +228,42 @@ class Stack:
             out[i].fill_(False)
         return out
 
-    def snapshot(self) -> dict[str, State]:
+    def snapshot(self) -> dict[str, State] | None:
+        """The state, to bring back that of leaves which are not alive; None where `Fused` leaves it alone."""
+        if self.fused:
+            return None
         return {part: {k: v.clone() for k, v in state.items()} for part, state in self.state.items()}
 
-    def count_moves(self, new: Tensor, old: Tensor) -> None:
-        """See which leaves are not what they were; 16-bit weights may round a small step away."""
-        written = new.to(self.params[0].dtype)
-        if self.looks:  # there comparing and then reducing is slow, and nothing waits for the answer
-            self._moved = [not torch.equal(a, b) for a, b in zip(written.unbind(), old.unbind(), strict=True)]
+    def count_moves(self, new: Tensor, old: Tensor, moved: Tensor | None = None) -> None:
+        """See which leaves are not what they were, unless it is known; 16-bit weights may round a small step away."""
+        if moved is None:
+            written = new.to(self.params[0].dtype)
+            if self.looks:  # there comparing and then reducing is slow, and nothing waits for the answer
+                self._moved = [not torch.equal(a, b) for a, b in zip(written.unbind(), old.unbind(), strict=True)]
+            else:
+                self._moved = (written != old).reshape(len(self), -1).any(1)
         else:
-            self._moved = (written != old).reshape(len(self), -1).any(1)
-
-    def descend(self, W: Tensor, D: Tensor, steps: Sequence[tuple[float, float] | None]) -> None:
-        """W ← W - η·D - d·W by the steps (η, d) of the leaves, W as they were `borrow`ed."""
-        in_place = self._in_place and not W.numel()
-        new = None if in_place else W.clone(memory_format=torch.contiguous_format)
-        weights = self.params if new is None else new.unbind()
-        units, moved = D.to(self.dtype).contiguous().unbind(), [False] * len(self)
-        for step in dict.fromkeys(steps):
-            if step is not None:
-                these = [i for i, its in enumerate(steps) if its == step]
-                found = descended([weights[i] for i in these], [units[i] for i in these], *step)
-                for i, yes in zip(these, found, strict=True):
-                    moved[i] = yes
-        if new is None:
             self._moved = moved
-            written = [p for p, step in zip(self.params, steps, strict=True) if step is not None]
-            torch.autograd.graph.increment_version(written)
-        else:
-            self.count_moves(new, W)
-            self.write(new, [step is not None for step in steps])
+
+    def descend(self, W: Tensor, D: Tensor, steps: Sequence[Step]) -> None:
+        """W ← W - η·D - d·W by the steps (η, d) of the leaves, W as they were `borrow`ed."""
+        units = D.to(self.dtype).contiguous().unbind()
+        if self._descends_in_place():
+            self._moved = self._in_place(units, steps)
+            return
+        new = W.clone(memory_format=torch.contiguous_format)
+        descend(new.unbind(), units, steps)
+        self.count_moves(new, W)
+        self.write(new, [step is not None for step in steps])
+
+    def _descends_in_place(self) -> bool:
+        return self.descends and self._native and all(p.is_contiguous() for p in self.params)
 
     def commit(self, blocks: Sequence[Stack], before: dict[str, State] | None, alive: Tensor | None) -> None:
         """Bring what the parts assigned back into the buffers, undo it where a leaf is not alive, and count who moved."""
-        for block in blocks:
-            block._keep(before if block is self else None, alive if block is self else None)
-        if blocks[0] is not self:
+        if not self.fused:
             self._keep(before, alive)
+        if blocks[0] is not self:
             self._moved = _any([block._moved for block in blocks])
         moved, ranks = self._moved, self.layout.ranks
         if ranks is not None:
@@ -249,10 +275,10 @@ class Stack:
             for name, buffer in self._buffers[part].items():
                 new = state[name]
                 if alive is not None and before is not None:
-                    new = torch.where(like(alive, new), new, before[part][name])
-                if new is not buffer:
+                    torch.where(like(alive, new), new, before[part][name], out=buffer)
+                elif new is not buffer:
                     buffer.copy_(new)
-                    state[name] = buffer
+                state[name] = buffer
 
     def _read(self, pick: Callable[[Parameter], Tensor]) -> Tensor:
         seen = [pick(p) for p in self.params]

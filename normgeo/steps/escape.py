@@ -1,6 +1,7 @@
 """Escape velocity: as long as the weights still run straight away from where they began, the step may grow."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -73,7 +74,11 @@ class Prodigy(StepSize):
     coefficient: float = 1.0
     growth: float = math.inf
     every: int = 1
-    needs = {"moves": 1}  # noqa: RUF012
+
+    @property
+    def needs(self) -> Mapping[str, int]:  # type: ignore[override]
+        """All directions, and for a period the count of steps."""
+        return {"moves": 1, "turn": self.every} if self.every > 1 else {"moves": 1}
 
     def __post_init__(self) -> None:
         _positive("Prodigy", self.start)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from normgeo.budgets.checks import costs, positive
@@ -23,6 +23,7 @@ class DynamicDiagonal(Dynamic):
     Cor. 9(iv) of the budget theory; the printed P* = √B·‖R‖ in the metric c itself is not attained (X0-24). One
     coordinate makes it the budget of Q[k] = q[k]·I.
 
+    >>> import torch
     >>> DynamicDiagonal(B=5.0).maximizer(torch.tensor([[2.0, 0.0], [1.0, 0.0]]))
     tensor([[2., 0.],
             [1., 0.]])
@@ -48,6 +49,6 @@ class DynamicDiagonal(Dynamic):
         r = self.moments(m)
         return (self.B**0.5 * unit(r / self._root(r), 2) / self._root(r)).to(m.dtype)
 
-    def _root(self, like: Tensor) -> Tensor:
-        """√c."""
-        return torch.as_tensor(self.costs, dtype=like.dtype, device=like.device).sqrt()
+    def _root(self, like: Tensor) -> Tensor | float:
+        """√c; a number stays one, for which a device does not wait."""
+        return self.costs.to(like).sqrt() if isinstance(self.costs, Tensor) else math.sqrt(self.costs)
