@@ -288,6 +288,26 @@ def test_gradients_at_the_ends_of_the_range():
         assert (tiny * g).sum() > 0
 
 
+def test_powers_of_two_change_nothing_in_a_batch_of_all_scales():
+    """Where squares leave the range of float32, all of the batch is scaled before ‖G‖_F is taken."""
+    g = gaussian(70, 90).float()
+    batch = torch.stack([shift(g, power) for power in (0, -20, 60, -100, 120)] + [torch.zeros_like(g)])
+    for polar in (TIGHT, FAST, PolarExpress()):
+        p = polar(batch)
+        torch.testing.assert_close(p[0], polar(g), rtol=0, atol=0.02)
+        for one in p[1:-1]:
+            assert torch.equal(one, p[0])
+        assert not p[-1].any()
+    assert PolarExpress()(torch.stack([g, g * torch.nan]))[1].isnan().all()
+
+
+@pytest.mark.parametrize("value", [0.1, 1 / 3])
+def test_the_frobenius_norm_of_many_equal_entries(value):
+    """In one sum float32 would err by 2e-3."""
+    x = newton_schulz._unit(torch.full((4096, 1024), value))
+    assert float(x[0, 0]) == pytest.approx(2**-11, rel=5e-6)
+
+
 def test_five_coefficients_end_in_one_that_counts():
     with pytest.raises(ValueError, match="the last of five coefficients must not be 0"):
         NewtonSchulz(((1.5, -0.5, 0.0), (2.0, -1.5, 0.5, 0.1, 0.0)))

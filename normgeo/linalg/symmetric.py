@@ -1,5 +1,5 @@
-"""Products that are symmetric by nature, X Xᵀ and polynomials of R: on CUDA by a kernel that computes half of the tiles,
-where it is measured to be faster than the library."""
+"""Products that are symmetric by nature, X Xᵀ and polynomials of R: large ones by half of their blocks, on CPU by products
+of the library, on CUDA by a kernel where it is measured to be faster than the library."""
 
 from __future__ import annotations
 
@@ -11,17 +11,29 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["gram", "polynomial"]
+from normgeo.linalg.scale import host_sees
+
+__all__ = ["gram", "polynomial", "residual"]
 
 # Below this side the library won wherever it was measured (.7 of its time at 1024 on an H100), so nobody is asked.
 SMALLEST = 2048
 ROUNDS = 5
 
+# On CPU blocks pay from so many multiplications for each thread: 256 × 256 × 1024 for one, 512 × 512 × 512 for two.
+PER_THREAD = 2**26
+
 
 def gram(x: Tensor) -> Tensor:  # (b, m, n) -> (b, k, k)
     """XXᵀ or XᵀX, whichever is smaller."""
-    x = x if x.shape[-2] <= x.shape[-1] else x.mT
-    return _fastest(x, None, 0.0, 1.0)
+    return _fastest(_wide(x), None, 0.0, 1.0)
+
+
+def residual(x: Tensor, eye: Tensor) -> Tensor:  # (b, m, n), (k, k) -> (b, k, k)
+    """E = I - XXᵀ (XᵀX), rounded only after the subtraction."""
+    x = _wide(x)
+    if _blocks_pay(x):
+        return _by_blocks(x[0], eye.clone(), 1.0, -1.0)[None]
+    return torch.baddbmm(eye, x, x.mT, alpha=-1)
 
 
 def polynomial(r: Tensor, q: Sequence[float]) -> Tensor:  # (b, k, k) -> (b, k, k)
@@ -41,17 +53,41 @@ def polynomial(r: Tensor, q: Sequence[float]) -> Tensor:  # (b, k, k) -> (b, k, 
     return _fastest(s, torch.add(s, r, alpha=v / w if w else 0), w, q[3])
 
 
+def _wide(x: Tensor) -> Tensor:
+    return x if x.shape[-2] <= x.shape[-1] else x.mT
+
+
 def _fastest(x: Tensor, r: Tensor | None, b: float, c: float) -> Tensor:
+    """b·R + c·X² for symmetric X, or XXᵀ if there is no R."""
     large = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and x.shape[-2] >= SMALLEST
     if large and _kernel_pays(x, r is not None):
         from normgeo.linalg.syrk import symmetric
 
         return symmetric(x, r, b, c)
+    if _blocks_pay(x):
+        out = x.new_empty(x.shape[-2], x.shape[-2]) if r is None else r[0].clone()
+        return _by_blocks(x[0], out, b, c)[None]
     return _library(x, r, b, c)
 
 
 def _library(x: Tensor, r: Tensor | None, b: float, c: float) -> Tensor:
     return torch.bmm(x, x.mT) if r is None else torch.baddbmm(r, x, x, beta=b, alpha=c)
+
+
+def _blocks_pay(x: Tensor) -> bool:
+    count, k, n = x.shape
+    return count == 1 and k >= 256 and k * k * n >= PER_THREAD * torch.get_num_threads() and host_sees(x)
+
+
+def _by_blocks(x: Tensor, out: Tensor, b: float, c: float) -> Tensor:  # (k, n), (k, k) -> (k, k)
+    """b·out + c·XXᵀ in place of `out`: rows of blocks as far as the diagonal, and above it their transpose."""
+    block = min((len(x) + 1) // 2, 256)
+    for start in range(0, len(x), block):
+        stop = start + block
+        out[start:stop, :stop].addmm_(x[start:stop], x[:stop].T, beta=b, alpha=c)
+        if start:
+            out[:start, start:stop] = out[start:stop, :start].T
+    return out
 
 
 _pays: dict[tuple[object, ...], bool] = {}
