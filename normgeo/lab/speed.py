@@ -148,11 +148,11 @@ def _in_turn(
         times = [each[name][1] for each in rounds]
         enqueuing = None if device.type == "cpu" else statistics.median(each[name][0] for each in rounds)
         polar = POLARS.get(name.removeprefix("floor of "))
-        flops = None if polar is None else sum(flops(polar, *shape) for shape in shapes)
+        work = None if polar is None else sum(flops(polar, *shape) for shape in shapes)
         median = statistics.median(times)
         moved = entries * (28 if "AdamW" in name else 20)  # float32: weights, gradients, one or two moments
         ratio = _quartiles([each[name][1] / each[reference][1] for each in rounds])
-        gflops = None if flops is None else flops / median / 1e6
+        gflops = None if work is None else work / median / 1e6
         out.append(Timing(name, width, len(shapes), _quartiles(times), ratio, gflops, moved / median / 1e6, enqueuing))
     return out
 
