@@ -39,7 +39,11 @@ VIEWS = {
     aten.new_empty, aten.new_empty_strided, torch.ops.prim.device,
 }  # fmt: skip
 """what launches nothing on the device"""
-DECOMPOSITIONS = {aten._linalg_svd, aten._linalg_eigh, aten.linalg_eig, aten.linalg_cholesky_ex, aten.linalg_lstsq}
+DECOMPOSITIONS = {
+    aten._linalg_svd, aten._linalg_eigh, aten.linalg_eig, aten.linalg_cholesky_ex, aten.linalg_lstsq,
+    aten._linalg_check_errors,
+}  # fmt: skip
+INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 COPIES = {aten._to_copy, aten.copy_, aten._foreach_copy, aten._foreach_copy_}
 
 
@@ -94,6 +98,8 @@ class Device(TorchDispatchMode):
         kind, mixed = func.overloadpacket, len(kinds) > 1 and func.overloadpacket not in VIEWS
         if kind in DECOMPOSITIONS:
             raise HostWaitsError(f"{func} reads whether it has converged")
+        if kind in INDEXED and any(i is not None and i.dtype is torch.bool for i in args[1]):
+            raise HostWaitsError(f"{func} by a mask asks how many")
         if mixed and not (kind in COPIES and (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))):
             raise HostWaitsError(f"{func} between the host and the device")
 

@@ -85,6 +85,9 @@ def test_it_says_where_a_step_waits(device):
         lambda: x * torch.tensor(2.0),
         lambda: torch.linalg.svdvals(x),
         lambda: torch.linalg.eigh(x),
+        lambda: torch.linalg.inv(x),
+        lambda: x.__setitem__(x > 0, y[x > 0]),
+        lambda: x.index_put_((x > 0,), y[0, 0]),
     ]
     for wait in waits:
         with pytest.raises(HostWaitsError):
@@ -286,7 +289,13 @@ def test_validation_gradients(device):
     for step in range(2):
         with opt.validation():
             fill(model.parameters())
-        train(device, opt, model.parameters(), steps=1, waits=not step)
+        fill(model.parameters())
+        model.head.weight.grad = None
+        if step:
+            opt.step()
+        else:
+            with device.waiting():
+                opt.step()
 
 
 # ---- how much the host has to enqueue
@@ -312,4 +321,4 @@ def test_operations_of_a_step(device, width):
             TIGHT(torch.empty(len(stack), *stack.shape, device=CUDA))
     polar = device.launches.total()
     assert polar <= 4 * 32
-    assert step - polar <= 138
+    assert step - polar <= 132

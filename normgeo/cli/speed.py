@@ -96,7 +96,9 @@ def speed(
         if tokens:
             share = lab.training_share(each, depth, where, tokens, step.milliseconds[1], vocabulary or 65)
             facts["training_share"][each] = share
-            report.console.print(f"width {each}: {100 * share:.2f} % of a training step with {tokens} tokens")
+            report.console.print(
+                f"width {each}: {100 * share:.2f} % of a training step with {tokens} tokens, {step.name}"
+            )
     for each in [] if words else widths:
         entrywise = lab.time_entrywise(each, depth, where, seconds / 3, compile)
         tell("entrywise", entrywise, lab.speed_table(entrywise, rates, "torch AdamW, fused"))

@@ -80,7 +80,7 @@ def accuracies(width: int, device: torch.device, seed: int = 0) -> list[Accuracy
     spike = torch.full((width,), 1e-3, dtype=torch.float64)
     spike[0] = 1
     spectra = (
-        torch.linalg.svdvals(_normal(width, width, generator)),
+        torch.linalg.svdvals(_normal(width, width, generator).to(device)),
         torch.logspace(0, -3, width).double(),
         half,
         spike,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-__all__ = ["exponent", "host_sees", "l2", "shift"]
+__all__ = ["exponent", "host_sees", "l2", "l2_in_range", "shift"]
 
 
 def exponent(x: Tensor, ndim: int) -> Tensor:  # (*b, *d) -> (*b, 1, ..., 1)
@@ -40,8 +40,19 @@ def l2(x: Tensor, ndim: int) -> Tensor:  # (*b, *d) -> (*b, 1, ..., 1)
     tensor([5.0000e-30])
     """
     e = exponent(x, ndim)
-    size = torch.linalg.vector_norm(shift(x, -e), dim=tuple(range(-ndim, 0)), keepdim=True)
-    return shift(size, e)
+    return shift(l2_in_range(shift(x, -e), ndim), e)
+
+
+def l2_in_range(x: Tensor, ndim: int) -> Tensor:  # (*b, *d) -> (*b, 1, ..., 1)
+    """‖x‖₂ over the last `ndim` axes, as the norm of norms, for squares that stay in range: in one sum, float32 errs by
+    .9 % for 4096 × 4096 equal entries, 2.8 % for 50257 × 768.
+
+    >>> l2_in_range(torch.ones(2, 8, 8), ndim=2).flatten()
+    tensor([8., 8.])
+    """
+    for axis in range(-1, -ndim - 1, -1):
+        x = torch.linalg.vector_norm(x, dim=axis, keepdim=True)
+    return x
 
 
 def host_sees(x: Tensor) -> bool:
