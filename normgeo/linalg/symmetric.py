@@ -54,8 +54,8 @@ def polynomial(r: Tensor, q: Sequence[float]) -> Tensor:  # (b, k, k) -> (b, k, 
 
 
 def _plus(a: Tensor, b: Tensor, c: float) -> Tensor:
-    """a + c·b. With `alpha`, torch.add rounds the last entries of a bfloat16 tensor on CPU in another way than the first, so
-    that a matrix would depend on its place in a batch."""
+    """a + c·b. With `alpha`, torch.add rounds the last entries of a bfloat16 tensor on CPU in another way than the others:
+    a matrix would depend on its place in a batch."""
     if a.dtype == torch.bfloat16 and a.device.type == "cpu":
         return torch.addcmul(a, b, a.new_ones(()), value=c)
     return torch.add(a, b, alpha=c)
