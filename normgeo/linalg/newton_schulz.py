@@ -13,7 +13,7 @@ from torch import Tensor
 from normgeo.linalg.coefficients import Schedule, about_one, evaluate, polar_express
 from normgeo.linalg.hardware import multiplies_bfloat16_fast
 from normgeo.linalg.polar import Polar
-from normgeo.linalg.scale import exponent, host_sees, l2_in_range, shift
+from normgeo.linalg.scale import exponent, host_sees, in_range, l2_in_range, shift
 from normgeo.linalg.symmetric import gram, polynomial, residual
 
 __all__ = ["FAST", "SMALLEST_MIXED", "TIGHT", "NewtonSchulz", "PolarExpress", "in_dtype"]
@@ -26,9 +26,6 @@ FIRST_RESTART, BETWEEN_RESTARTS = 2, 3
 
 # Rounding G/‖G‖_F to bfloat16 moves its singular values by 2⁻¹⁰·(m^-½ + n^-½): 2e-4 for sides of 64, 6e-4 for sides of 8.
 SMALLEST_MIXED = 64
-
-# Between these norms float32 can add up squares: what underflows is below 2⁻⁴⁶ of the sum.
-SAFE = 2.0**-40, 2.0**40
 
 
 @dataclass(frozen=True)
@@ -197,7 +194,7 @@ def _unit(g: Tensor) -> Tensor:
     x = g.float() if g.dtype in (torch.bfloat16, torch.float16) else g
     if host_sees(x):
         size = l2_in_range(x, 2)
-        if not all(SAFE[0] < s < SAFE[1] for s in size.flatten().tolist()):
+        if not in_range(size):
             x = shift(x, -exponent(x, 2))
             size = l2_in_range(x, 2).clamp_min(torch.finfo(x.dtype).tiny)
         return x / size
