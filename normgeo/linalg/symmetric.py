@@ -32,7 +32,7 @@ def residual(x: Tensor, eye: Tensor) -> Tensor:  # (b, m, n), (k, k) -> (b, k, k
     """E = I - XXᵀ (XᵀX), rounded only after the subtraction."""
     x = _wide(x)
     if _blocks_pay(x):
-        return _by_blocks(x[0], eye.clone(), 1.0, -1.0)[None]
+        return _by_blocks(x, eye.repeat(len(x), 1, 1), 1.0, -1.0)
     return torch.baddbmm(eye, x, x.mT, alpha=-1)
 
 
@@ -49,8 +49,16 @@ def polynomial(r: Tensor, q: Sequence[float]) -> Tensor:  # (b, k, k) -> (b, k, 
     v = q[0] - w * t
     s = _fastest(r, r, t, 1.0)
     if abs(w) < abs(v):
-        return _fastest(s, torch.add(r, s, alpha=w / v), v, q[3])
-    return _fastest(s, torch.add(s, r, alpha=v / w if w else 0), w, q[3])
+        return _fastest(s, _plus(r, s, w / v), v, q[3])
+    return _fastest(s, _plus(s, r, v / w if w else 0), w, q[3])
+
+
+def _plus(a: Tensor, b: Tensor, c: float) -> Tensor:
+    """a + c·b. With `alpha`, torch.add rounds the last entries of a bfloat16 tensor on CPU in another way than the others:
+    a matrix would depend on its place in a batch."""
+    if a.dtype == torch.bfloat16 and a.device.type == "cpu":
+        return torch.addcmul(a, b, a.new_ones(()), value=c)
+    return torch.add(a, b, alpha=c)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -65,8 +73,8 @@ def _fastest(x: Tensor, r: Tensor | None, b: float, c: float) -> Tensor:
 
         return symmetric(x, r, b, c)
     if _blocks_pay(x):
-        out = x.new_empty(x.shape[-2], x.shape[-2]) if r is None else r[0].clone()
-        return _by_blocks(x[0], out, b, c)[None]
+        out = x.new_empty(len(x), x.shape[-2], x.shape[-2]) if r is None else r.clone()
+        return _by_blocks(x, out, b, c)
     return _library(x, r, b, c)
 
 
@@ -75,18 +83,21 @@ def _library(x: Tensor, r: Tensor | None, b: float, c: float) -> Tensor:
 
 
 def _blocks_pay(x: Tensor) -> bool:
-    count, k, n = x.shape
-    return count == 1 and k >= 256 and k * k * n >= PER_THREAD * torch.get_num_threads() and host_sees(x)
+    """However many there are: what a matrix becomes must not depend on who shares its stack."""
+    k, n = x.shape[-2:]
+    return k >= 256 and k * k * n >= PER_THREAD * torch.get_num_threads() and host_sees(x)
 
 
-def _by_blocks(x: Tensor, out: Tensor, b: float, c: float) -> Tensor:  # (k, n), (k, k) -> (k, k)
+def _by_blocks(x: Tensor, out: Tensor, b: float, c: float) -> Tensor:  # (b, k, n), (b, k, k) -> (b, k, k)
     """b·out + c·XXᵀ in place of `out`: rows of blocks as far as the diagonal, and above it their transpose."""
-    block = min((len(x) + 1) // 2, 256)
-    for start in range(0, len(x), block):
-        stop = start + block
-        out[start:stop, :stop].addmm_(x[start:stop], x[:stop].T, beta=b, alpha=c)
-        if start:
-            out[:start, start:stop] = out[start:stop, :start].T
+    k = x.shape[-2]
+    block = min((k + 1) // 2, 256)
+    for i in range(len(x)):
+        for start in range(0, k, block):
+            stop = start + block
+            out[i, start:stop, :stop].addmm_(x[i, start:stop], x[i, :stop].T, beta=b, alpha=c)
+            if start:
+                out[i, :start, start:stop] = out[i, start:stop, :start].T
     return out
 
 
