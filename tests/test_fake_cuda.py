@@ -1,6 +1,8 @@
 """Whole steps on a fake CUDA device (`fake_cuda`): nothing is on the wrong device, and the host never waits, but for what
 says so. What a device computes, and how fast, this cannot tell."""
 
+import sys
+
 import pytest
 import torch
 from fake_cuda import CUDA, HostWaitsError, fake_cuda, fill, for_fake_cuda, to_cuda
@@ -187,6 +189,12 @@ def test_no_period_of_the_host_is_recorded():
         with pytest.raises(ValueError, match=r"acts every \d+ steps, and a graph would repeat one step; write every=1"):
             ng.optimizer(net(), capturable=True, **options)
     ng.optimizer(net(), capturable=True, step=steps.Prodigy())
+
+
+def test_a_table_is_copied_once(device):
+    params, opt = alone(norms.RMS(), (4,), step=steps.Table((0.5, 0.25, 0.125)))
+    train(device, opt, params, steps=3)
+    sys.modules["normgeo.steps.refine"]._on.cache_clear()  # the fake one
 
 
 # ---- paths

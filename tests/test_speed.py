@@ -8,9 +8,10 @@ from types import ModuleType
 
 import pytest
 import torch
-from fake_cuda import CUDA, fake_cuda, for_fake_cuda
+from fake_cuda import CUDA, fake_cuda, fill, for_fake_cuda, to_cuda
 from torch.utils.flop_counter import FlopCounterMode
 
+import normgeo as ng
 from normgeo import lab
 from normgeo.cli import main
 from normgeo.cli.speed import speed as command_line
@@ -81,6 +82,25 @@ def test_on_a_device_each_policy_is_timed_with_and_without_the_kernel(monkeypatc
         for way in (name, f"{name}, library alone"):
             assert {(way, symmetric.SMALLEST), (way, 4 * symmetric.SMALLEST)} <= seen
     assert symmetric.SMALLEST < 2**20
+
+
+@for_fake_cuda
+def test_what_is_timed_on_a_device_runs_there(monkeypatch):
+    def made(width, depth, device, vocabulary=65):
+        with torch.device("meta"):
+            model = ng.nn.GPT(vocab_size=vocabulary, context=64, width=width, heads=width // 32, depth=depth)
+        fill(to_cuda(model).parameters())
+        return model
+
+    monkeypatch.setattr(speed, "_gpt", made)
+    monkeypatch.setattr(speed, "_twin", lambda model: made(2048, 1, CUDA))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    with fake_cuda(monkeypatch) as device, device.waiting():
+        timings = [*lab.time_steps(2048, 1, CUDA, 0.01), *lab.time_entrywise(2048, 1, CUDA, 0.01)]
+        whole, stacks = lab.time_whole(2048, 1, CUDA, vocabulary=50304, seconds=0.01)
+    assert {"normgeo tight", "torch Muon", "floor of normgeo fast", "normgeo signs"} <= {t.name for t in timings}
+    assert all(0 < t.enqueuing <= t.milliseconds[2] for t in timings)
+    assert (whole.name, whole.matrices, stacks) == ("every leaf, 256 M", 8, 5)
 
 
 @pytest.mark.parametrize("polar", [TIGHT, FAST])
