@@ -58,7 +58,7 @@ def test_a_package_that_does_not_work_costs_its_own_line_only(monkeypatch):
 
 
 def test_every_leaf_is_timed_and_stacks_are_counted():
-    timing, stacks = lab.time_whole(32, 1, CPU, vocabulary=40, seconds=0.01)
+    (timing,), stacks = lab.time_whole(32, 1, CPU, vocabulary=40, seconds=0.01)
     assert (timing.matrices, stacks) == (8, 5)
     assert timing.name == "every leaf, 0 M"
     assert timing.enqueuing is None
@@ -93,14 +93,16 @@ def test_what_is_timed_on_a_device_runs_there(monkeypatch):
         return model
 
     monkeypatch.setattr(speed, "_gpt", made)
-    monkeypatch.setattr(speed, "_twin", lambda model: made(2048, 1, CUDA))
+    monkeypatch.setattr(speed, "_twin", lambda model: made(2048, 1, CUDA, model.head.weight.shape[0]))
+    monkeypatch.setattr(speed, "_recorded", lambda step: step)  # a graph needs a device
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     with fake_cuda(monkeypatch) as device, device.waiting():
         timings = [*lab.time_steps(2048, 1, CUDA, 0.01), *lab.time_entrywise(2048, 1, CUDA, 0.01)]
-        whole, stacks = lab.time_whole(2048, 1, CUDA, vocabulary=50304, seconds=0.01)
+        (whole, replayed), stacks = lab.time_whole(2048, 1, CUDA, vocabulary=50304, seconds=0.01)
     assert {"normgeo tight", "torch Muon", "floor of normgeo fast", "normgeo signs"} <= {t.name for t in timings}
     assert all(0 < t.enqueuing <= t.milliseconds[2] for t in timings)
     assert (whole.name, whole.matrices, stacks) == ("every leaf, 256 M", 8, 5)
+    assert replayed.name == "every leaf, 256 M, from a graph"
 
 
 @pytest.mark.parametrize("polar", [TIGHT, FAST])

@@ -89,10 +89,10 @@ def speed(
         tell("polars", polars, lab.polar_table(polars, rates))
         step = found[0]
         if vocabulary:
-            step, stacks = lab.time_whole(each, depth, where, vocabulary, seconds / 3)
-            tell(
-                "timings", [step], lab.speed_table([step], rates, f"itself; {step.matrices} leaves in {stacks} stacks")
-            )
+            whole, stacks = lab.time_whole(each, depth, where, vocabulary, seconds / 3)
+            step = whole[0]
+            reference = f"the first; {step.matrices} leaves in {stacks} stacks"
+            tell("timings", whole, lab.speed_table(whole, rates, reference))
         if tokens:
             share = lab.training_share(each, depth, where, tokens, step.milliseconds[1], vocabulary or 65)
             facts["training_share"][each] = share

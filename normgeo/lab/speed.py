@@ -65,14 +65,21 @@ def time_steps(
 
 def time_whole(
     width: int, depth: int, device: torch.device, vocabulary: int, seconds: float = SECONDS_PER_WIDTH
-) -> tuple[Timing, int]:
-    """The default optimizer on every leaf of a GPT, tables included; and how many stacks these are."""
+) -> tuple[list[Timing], int]:
+    """The default optimizer on every leaf of a GPT, tables included, on CUDA also replayed from a graph; and how many
+    stacks these are."""
     model = _gpt(width, depth, device, vocabulary)
-    opt = ng.compile(model).optimizer(model, decay=0.1)
+    plan = ng.compile(model)
+    opt = plan.optimizer(model, decay=0.1)
     shapes = [tuple(p.shape) for p in model.parameters()]
     name = f"every leaf, {sum(map(math.prod, shapes)) / 1e6:.0f} M"
-    (timing,) = _in_turn({name: opt.step}, name, shapes, width, device, seconds)
-    return timing, sum(len(group.stacks) for group in opt._ready())
+    steps: dict[str, Step] = {name: opt.step}
+    if device.type == "cuda":
+        with left_out(f"{name}, from a graph"):
+            twin = plan.optimizer(_twin(model), decay=0.1, capturable=True)
+            steps[f"{name}, from a graph"] = _recorded(twin.step)
+    timings = _in_turn(steps, name, shapes, width, device, seconds)
+    return timings, sum(len(group.stacks) for group in opt._ready())
 
 
 def time_entrywise(
@@ -181,6 +188,18 @@ def _contenders(model: torch.nn.Module) -> dict[str, Callable[[], Step]]:
     for name in ("normgeo tight", "normgeo fast"):
         steps[f"floor of {name}"] = lambda name=name: _floor(_matrices(model), POLARS[name])  # type: ignore[misc]
     return steps
+
+
+def _recorded(step: Step) -> Step:
+    """The step as a CUDA graph, which the host starts by one call."""
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for _ in range(3):
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def _again(make: Callable[..., Any], params: Sequence[Parameter]) -> Step:
