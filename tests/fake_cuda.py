@@ -1,4 +1,4 @@
-"""A CUDA device without memory and without values, on any machine: tensors of `FakeTensorMode` that say device="cuda:0".
+"""A CUDA device without memory and without values, for machines that have none: tensors of `FakeTensorMode` on cuda:0.
 
 Operations check devices, dtypes and shapes as on a device. What would make the host wait is refused: reading a value, a
 decomposition (its check reads one), a copy to the host, a copy from memory of the host that is not pinned; and so are
@@ -6,10 +6,12 @@ tensors of the host in operations on the device, numbers as tensors included. Te
 backward()."""
 
 import ctypes
+import platform
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -22,9 +24,13 @@ from torch.utils._pytree import tree_leaves
 
 from normgeo.linalg import symmetric
 
-__all__ = ["CUDA", "HostWaitsError", "fake_cuda", "fill", "to_cuda"]
+__all__ = ["CUDA", "HostWaitsError", "fake_cuda", "fill", "for_fake_cuda", "to_cuda"]
 
 CUDA = torch.device("cuda:0")
+for_fake_cuda = pytest.mark.skipif(
+    platform.system() != "Linux" or torch.cuda.is_available(),
+    reason="for machines without CUDA, and torch's library for Linux, in which the device guard is found by its name",
+)
 aten = torch.ops.aten
 VIEWS = {
     aten.detach, aten.alias, aten.view, aten._unsafe_view, aten.reshape, aten.expand, aten.permute, aten.transpose, aten.t,
@@ -33,7 +39,11 @@ VIEWS = {
     aten.new_empty, aten.new_empty_strided, torch.ops.prim.device,
 }  # fmt: skip
 """what launches nothing on the device"""
-DECOMPOSITIONS = {aten._linalg_svd, aten._linalg_eigh, aten.linalg_eig, aten.linalg_cholesky_ex, aten.linalg_lstsq}
+DECOMPOSITIONS = {
+    aten._linalg_svd, aten._linalg_eigh, aten.linalg_eig, aten.linalg_cholesky_ex, aten.linalg_lstsq,
+    aten._linalg_check_errors,
+}  # fmt: skip
+INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 COPIES = {aten._to_copy, aten.copy_, aten._foreach_copy, aten._foreach_copy_}
 
 
@@ -88,6 +98,8 @@ class Device(TorchDispatchMode):
         kind, mixed = func.overloadpacket, len(kinds) > 1 and func.overloadpacket not in VIEWS
         if kind in DECOMPOSITIONS:
             raise HostWaitsError(f"{func} reads whether it has converged")
+        if kind in INDEXED and any(i is not None and i.dtype is torch.bool for i in args[1]):
+            raise HostWaitsError(f"{func} by a mask asks how many")
         if mixed and not (kind in COPIES and (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))):
             raise HostWaitsError(f"{func} between the host and the device")
 
@@ -108,12 +120,11 @@ class _Event:
 @contextmanager
 def fake_cuda(monkeypatch):
     """Inside, device=CUDA makes such tensors."""
-    if not torch.cuda.is_available():
-        # Indexing takes a device guard, and a torch without CUDA has none to give: that of the CPU does nothing either.
-        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
-        guards = (ctypes.c_void_p * 2).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
-        guards[1] = guards[0]
-        monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    # Indexing takes a device guard, and a torch without CUDA has none to give: that of the CPU does nothing either.
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+    guards = (ctypes.c_void_p * 2).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
+    guards[1] = guards[0]
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda, "Event", _Event)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))

@@ -178,3 +178,22 @@ def test_a_graph_replays_what_steps_do():
         runs.append([p.detach().cpu() for p in model.parameters()])
     for p, q in zip(*runs, strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("options", [{}, {"ragged": True}, {"decay": 0.1, "rule": rules.HeavyBall(0.9)}], ids=str)
+def test_steps_on_the_device_are_those_on_the_cpu(options):
+    runs = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        model = ng.nn.GPT(vocab_size=11, context=8, width=64, heads=2, depth=2)
+        plan = ng.compile(model)
+        model.to(device)
+        opt = plan.optimizer(model, lr=0.05, precision=torch.float32, **options)
+        for step in range(20):
+            for i, p in enumerate(model.parameters()):
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(100 * step + i)).to(device)
+            opt.step()
+        runs.append([p.detach().cpu() for p in model.parameters()])
+    for p, q in zip(*runs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-3)

@@ -64,6 +64,15 @@ def test_l2_neither_underflows_nor_overflows(seed, power):
     torch.testing.assert_close(l2((x * 2.0**power).float(), 1).double(), expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("value", [0.1, 1 / 3])
+def test_sizes_of_many_equal_entries(value):
+    """In one sum float32 would err by 2e-3."""
+    x = torch.full((4096, 1024), value)
+    for size in (l2(x, 2), newton_schulz.l2_in_range(x, 2)):
+        assert size.item() == pytest.approx(value * 2**11, rel=5e-6)
+    assert newton_schulz._unit(x)[0, 0].item() == pytest.approx(2**-11, rel=5e-6)
+
+
 def test_l2_of_zero_and_nan():
     assert l2(torch.zeros(3), 1).item() == 0
     assert l2(torch.tensor([1.0, torch.nan]), 1).isnan().all()
@@ -286,6 +295,19 @@ def test_gradients_at_the_ends_of_the_range():
         tiny = PolarExpress()(shift(g, power))
         assert torch.linalg.matrix_norm(tiny, 2) <= 1 + 1e-5
         assert (tiny * g).sum() > 0
+
+
+def test_powers_of_two_change_nothing_in_a_batch_of_all_scales():
+    """Where squares leave the range of float32, all of the batch is scaled before ‖G‖_F is taken."""
+    g = gaussian(70, 90).float()
+    batch = torch.stack([shift(g, power) for power in (0, -20, 60, -100, 120)] + [torch.zeros_like(g)])
+    for polar in (TIGHT, FAST, PolarExpress()):
+        p = polar(batch)
+        torch.testing.assert_close(p[0], polar(g), rtol=0, atol=0.02)
+        for one in p[1:-1]:
+            assert torch.equal(one, p[0])
+        assert not p[-1].any()
+    assert PolarExpress()(torch.stack([g, g * torch.nan]))[1].isnan().all()
 
 
 def test_five_coefficients_end_in_one_that_counts():

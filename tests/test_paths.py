@@ -14,6 +14,7 @@ from normgeo.linalg import SVD, TIGHT
 from normgeo.norms import with_polar
 from normgeo.optim import place
 from normgeo.rules import HeavyBall, Momentum, Plain, Stored
+from normgeo.steps import Auto
 
 BETA, DECAY, LR = 0.9, 0.1, 0.05
 
@@ -142,6 +143,30 @@ def test_other_rules_take_the_same_paths(path, rule):
     assert difference(model, net(torch.float32)) > 0.1
     if isinstance(rule, Stored):
         assert {s["rule.momentum"].dtype for s in opt.state.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("path", ["capturable", "compiled and capturable", "in backward"])
+def test_step_sizes_that_look_at_moves_take_the_same_paths(path):
+    plain, _ = run(20, TIGHT, step=Auto(20))
+    model, opt = run(20, TIGHT, step=Auto(20), **PATHS[path])
+    assert all(stack.fused for group in opt._bound for stack in group.stacks)
+    assert difference(model, plain) <= 1e-9
+    assert difference(model, net()) > 0.1
+
+
+@pytest.mark.parametrize("compile", [False, "aot_eager"])
+def test_a_leaf_that_is_left_out_keeps_what_its_step_size_knows(compile):
+    model, opt = run(2, TIGHT, step=Auto(20), nonfinite="zero", compile=compile)
+    backward(model, 2)
+    p = model.maps[1].weight
+    p.grad[0, 0] = torch.nan
+    before, state = p.detach().clone(), {name: x.clone() for name, x in opt.state[p].items()}
+    with pytest.warns(RuntimeWarning, match=r"maps.1.weight"):
+        opt.step()
+    assert torch.equal(p, before)
+    for name in ("rule.momentum", "step.size", "step.weights"):
+        assert torch.equal(opt.state[p][name], state[name])
+        assert not torch.equal(opt.state[model.maps[0].weight][name], state[name])
 
 
 def test_one_state_tensor_of_the_size_of_each_parameter():

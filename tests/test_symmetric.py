@@ -7,12 +7,13 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from normgeo.linalg import symmetric
+from normgeo.linalg import FAST, TIGHT, symmetric
 
 SCRIPT = """
 import torch
@@ -124,6 +125,59 @@ def test_without_a_gpu_the_library_multiplies():
         torch.testing.assert_close(symmetric.polynomial(r, q).double(), wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (5, 9), (256, 1024), (300, 1000), (520, 520)])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_products_by_blocks_are_whole_products(shape, dtype, error):
+    x = (torch.randn(*shape) / shape[1] ** 0.5).to(dtype)
+    r = (x.double() @ x.double().mT).to(dtype)
+    for y in (x, x.mT.contiguous().mT):
+        nothing, eye = torch.full_like(r, torch.nan), torch.eye(len(r), dtype=dtype)
+        for out, b, c in ((nothing, 0.0, 1.0), (eye, 1.0, -1.0), (r, 0.5, -2.0)):
+            wanted = c * (x.double() @ x.double().mT) + (b * out.double() if b else 0)
+            seen = symmetric._by_blocks(y[None], out.clone()[None], b, c)[0]
+            assert seen.dtype == dtype
+            torch.testing.assert_close(seen.double(), wanted, rtol=error, atol=error)
+
+
+def test_products_by_blocks_have_derivatives():
+    x = torch.randn(2, 5, 7, dtype=torch.float64, requires_grad=True)
+    eye = torch.eye(5, dtype=torch.float64).repeat(2, 1, 1)
+    assert torch.autograd.gradcheck(lambda x: symmetric._by_blocks(x, x.new_empty(2, 5, 5), 0.0, 1.0), x)
+    assert torch.autograd.gradcheck(lambda x: symmetric._by_blocks(x, eye.clone(), 1.0, -1.0), x)
+
+
+def test_large_products_are_taken_by_blocks(monkeypatch):
+    """gram, I - XXᵀ and polynomials, wide and tall, where the host may look; a matrix comes out the same whoever else is
+    in its batch."""
+    taken = []
+    by_blocks = symmetric._by_blocks
+    monkeypatch.setattr(symmetric, "_by_blocks", lambda *a: taken.append(a[0].shape) or by_blocks(*a))
+    monkeypatch.setattr(symmetric, "PER_THREAD", 2**24 // torch.get_num_threads())
+    x = torch.randn(1, 256, 300) / 300**0.5
+    r, eye = x @ x.mT, torch.eye(256)
+    quartic = (0.1, 0.2, 0.3, 0.4)
+    wanted = sum(c * torch.linalg.matrix_power(r, k + 1) for k, c in enumerate(quartic))
+    for seen, whole, count in (
+        (lambda: symmetric.gram(x), r, 1),
+        (lambda: symmetric.gram(x.mT), r, 1),
+        (lambda: symmetric.residual(x.mT, eye), eye - r, 1),
+        (lambda: symmetric.polynomial(r, quartic), wanted, 2),
+        (lambda: symmetric.gram(x.expand(2, -1, -1)), r.expand(2, -1, -1), 1),
+        (lambda: symmetric.gram(x[:, :255]), r[:, :255, :255], 0),
+        (lambda: torch.vmap(symmetric.gram)(x[None])[0], r, 0),
+    ):
+        taken.clear()
+        torch.testing.assert_close(seen(), whole, rtol=1e-4, atol=1e-4)
+        assert len(taken) == count
+    for one in (x, x.mT):
+        assert torch.equal(symmetric.gram(torch.cat([one, -2 * one]))[0], symmetric.gram(one)[0])
+    taken.clear()
+    symmetric.gram(x.to("meta"))
+    assert not taken
+    torch.testing.assert_close(r, x @ x.mT, rtol=0, atol=0)
+    torch.testing.assert_close(eye, torch.eye(256), rtol=0, atol=0)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_kernel_agrees_on_the_device(dtype):
@@ -155,3 +209,12 @@ def test_a_kernel_that_fails_is_said_in_one_line(monkeypatch):
     with pytest.warns(RuntimeWarning, match="the symmetric kernel does not run here") as seen:
         assert not symmetric._measure(torch.zeros(1, 2, 2), False)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(67, 65), (130, 70), (70, 131), (520, 500)])
+def test_a_polar_factor_is_the_same_to_the_bit_whoever_shares_its_batch(shape, dtype):
+    g = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    for polar in (TIGHT, FAST):
+        polar = replace(polar, dtype=dtype, gram=False)
+        assert torch.equal(polar(g), torch.cat([polar(g[i : i + 1].clone()) for i in range(3)]))

@@ -59,7 +59,7 @@ class Report:
         self.follow(name, ((len(todo), trials.run(todo)) for todo in missing))
         self.table(name, study.title, study.columns, study.rows(trials, seeds))
 
-    def save(self, facts: Mapping[str, Any], pictures: Mapping[str, bytes] | None = None) -> None:
+    def save(self, facts: Mapping[str, Any], pictures: Mapping[str, bytes] | None = None, say: bool = True) -> None:
         """Write results.json and the pictures, each whole or not at all."""
         versions = {"normgeo": ng.__version__, "torch": torch.__version__, "python": platform.python_version()}
         studies = {"studies": self.tables} if self.tables else {}
@@ -67,4 +67,5 @@ class Report:
         files = {RESULTS: content.encode(), **(pictures or {})}
         for name, each in files.items():
             lab.write_whole(self.out / name, each)
-        self.console.print("saved " + " and ".join(str(self.out / name) for name in files))
+        if say:
+            self.console.print("saved " + " and ".join(str(self.out / name) for name in files))

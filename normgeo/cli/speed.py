@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
+from rich.table import Table
 
 from normgeo import lab
 from normgeo.cli.report import Report
@@ -27,12 +30,23 @@ PICTURE = "speed.png"
     "--only", default="", help="Words in the names of optimizers, separated by commas; torch Muon always runs."
 )
 @click.option("--tokens", type=int, default=0, help="Also the share of a training step with batches of so many tokens.")
+@click.option("--vocabulary", type=int, default=0, help="Also the step of all leaves, with tables of so many rows.")
 @click.option("--compile", is_flag=True, help="Also compiled steps of norms without products.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/speed"), show_default=True, help="Folder.")
 def speed(
-    width: str, depth: int, threads: int, seconds: float, device: str, only: str, tokens: int, compile: bool, out: Path
+    width: str,
+    depth: int,
+    threads: int,
+    seconds: float,
+    device: str,
+    only: str,
+    tokens: int,
+    vocabulary: int,
+    compile: bool,
+    out: Path,
 ) -> None:
-    """Time optimizer steps beside torch's Muon and AdamW, in turn in one process, and beside their matrix products."""
+    """Time optimizer steps beside torch's Muon and AdamW, in turn in one process, and beside their matrix products. What is
+    measured is printed and saved as it comes."""
     try:
         widths = [int(each) for each in width.split(",")]
     except ValueError:
@@ -43,39 +57,53 @@ def speed(
         raise lab.UserError("--device: this torch sees no CUDA device; write --device cpu")
     torch.set_num_threads(threads)
     where = torch.device(device)
-    rates = lab.machine_rates(where)
     words = [word.strip() for word in only.split(",") if word.strip()]
-    timings = [timing for each in widths for timing in lab.time_steps(each, depth, where, seconds, words)]
-    entrywise = (
-        [] if words else [t for each in widths for t in lab.time_entrywise(each, depth, where, seconds / 3, compile)]
-    )
-    accuracies = [accuracy for each in widths if each <= 1024 for accuracy in lab.accuracies(each, where)]
-    report = Report(out)
-    report.console.print(
-        f"this machine: {rates.gflops:.0f} GFLOP/s in large products, {rates.gbytes:.1f} GB/s in copies"
-    )
-    report.console.print(lab.speed_table(timings, rates), soft_wrap=False)
-    if entrywise:
-        report.console.print(lab.speed_table(entrywise, rates, "torch AdamW, fused"), soft_wrap=False)
-    shares = {
-        each: lab.training_share(
-            each, depth, where, tokens, next(t for t in timings if t.width == each).milliseconds[1]
-        )
-        for each in (widths if tokens else ())
-    }
-    for each, share in shares.items():
-        report.console.print(f"width {each}: {100 * share:.2f} % of a training step with {tokens} tokens")
-    report.console.print(lab.accuracy_table(accuracies), soft_wrap=False)
-    facts = {
+    report, rates = Report(out), lab.machine_rates(where)
+    facts: dict[str, Any] = {
         "machine": torch.cuda.get_device_name(where) if device == "cuda" else platform.processor(),
         "device": device,
         "threads": threads,
         "depth": depth,
         "rates": asdict(rates),
-        "timings": [asdict(timing) for timing in timings],
-        "entrywise": [asdict(timing) for timing in entrywise],
-        "training_share": shares,
-        "accuracies": [asdict(accuracy) for accuracy in accuracies],
+        "timings": [],
+        "entrywise": [],
+        "polars": [],
+        "training_share": {},
+        "accuracies": [],
     }
+
+    def tell(name: str, found: Sequence[Any], table: Table) -> None:
+        facts[name] += [asdict(each) for each in found]
+        report.console.print(table, soft_wrap=False)
+        report.save(facts, say=False)
+
+    report.console.print(
+        f"this machine: {rates.gflops:.0f} GFLOP/s in large products, {rates.gbytes:.1f} GB/s in copies"
+    )
+    timings: list[lab.Timing] = []
+    for each in widths:
+        found = lab.time_steps(each, depth, where, seconds, words)
+        timings += found
+        tell("timings", found, lab.speed_table(found, rates))
+        polars = lab.time_polars(each, depth, where)
+        tell("polars", polars, lab.polar_table(polars, rates))
+        step = found[0]
+        if vocabulary:
+            whole, stacks = lab.time_whole(each, depth, where, vocabulary, seconds / 3)
+            step = whole[0]
+            reference = f"the first; {step.matrices} leaves in {stacks} stacks"
+            tell("timings", whole, lab.speed_table(whole, rates, reference))
+        if tokens:
+            share = lab.training_share(each, depth, where, tokens, step.milliseconds[1], vocabulary or 65)
+            facts["training_share"][each] = share
+            report.console.print(
+                f"width {each}: {100 * share:.2f} % of a training step with {tokens} tokens, {step.name}"
+            )
+    for each in [] if words else widths:
+        entrywise = lab.time_entrywise(each, depth, where, seconds / 3, compile)
+        tell("entrywise", entrywise, lab.speed_table(entrywise, rates, "torch AdamW, fused"))
+    for each in (each for each in widths if each <= (1024 if device == "cpu" else 2048)):
+        accuracies = lab.accuracies(each, where)
+        tell("accuracies", accuracies, lab.accuracy_table(accuracies))
     picture = lab.plot_speed(timings, f"GPT of depth {depth}, {device}, {threads} threads")
     report.save(facts, {PICTURE: picture})

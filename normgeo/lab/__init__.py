@@ -29,17 +29,10 @@ from normgeo.lab.optima import Bowl, Logistic
 from normgeo.lab.problems import Classes, Classify, Pictures, Problem, Score, Settings, Text, evaluate, labelled_file
 from normgeo.lab.quality import Comparison, Parabola, Sources, Study, Transfer, studies
 from normgeo.lab.report import plot_budgets, plot_losses, plot_sweep, summary
-from normgeo.lab.speed import (
-    Accuracy,
-    Rates,
-    Timing,
-    accuracies,
-    machine_rates,
-    time_entrywise,
-    time_steps,
-    training_share,
-)
-from normgeo.lab.speed_report import accuracy_table, plot_speed, speed_table
+from normgeo.lab.speed import Timing, time_entrywise, time_steps, time_whole, training_share
+from normgeo.lab.speed_clock import Rates, machine_rates
+from normgeo.lab.speed_polars import Accuracy, PolarTiming, accuracies, time_polars
+from normgeo.lab.speed_report import accuracy_table, plot_speed, polar_table, speed_table
 from normgeo.lab.sweep import AGAINST, RULES, Line, Sweep
 from normgeo.lab.training import Curve, Training
 from normgeo.lab.trials import Entry, Outcome, Trial, Trials
@@ -73,6 +66,7 @@ __all__ = [
     "Parabola",
     "Pictures",
     "Place",
+    "PolarTiming",
     "Problem",
     "Quadratic",
     "Race",
@@ -118,6 +112,7 @@ __all__ = [
     "plot_losses",
     "plot_speed",
     "plot_sweep",
+    "polar_table",
     "race",
     "save_checkpoint",
     "speed_table",
@@ -126,7 +121,9 @@ __all__ = [
     "summary",
     "text_file",
     "time_entrywise",
+    "time_polars",
     "time_steps",
+    "time_whole",
     "training_share",
     "training_study",
     "upkeep",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import importlib
+import math
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,32 +18,15 @@ from torch.nn import Parameter
 
 import normgeo as ng
 from normgeo.lab.errors import UserError
-from normgeo.linalg import FAST, TIGHT, NewtonSchulz, PolarExpress, in_dtype
-from normgeo.linalg.coefficients import KELLER
+from normgeo.lab.speed_clock import Step, left_out, median_seconds, seconds_of
+from normgeo.lab.speed_polars import POLARS, REFERENCE, Iteration, flops
 
-__all__ = [
-    "Accuracy",
-    "Rates",
-    "Timing",
-    "accuracies",
-    "machine_rates",
-    "time_entrywise",
-    "time_steps",
-    "training_share",
-]
+__all__ = ["Timing", "by_width", "time_entrywise", "time_steps", "time_whole", "training_share"]
 
-Iteration = NewtonSchulz | PolarExpress
-REFERENCE, ADAMW = "torch Muon", "torch AdamW, fused"
-POLARS: dict[str, Iteration] = {
-    "normgeo tight": TIGHT,
-    "normgeo fast": FAST,
-    REFERENCE: NewtonSchulz(KELLER, torch.bfloat16),
-}
+ADAMW = "torch AdamW, fused"
 OTHERS = {"heavyball": "Muon", "dion": "Muon", "muon": "SingleDeviceMuon"}
 """packages that are measured where they are installed, and their optimizer for matrices"""
 SECONDS_PER_WIDTH, FEWEST, MOST = 12.0, 5, 60
-
-Step = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -59,28 +43,9 @@ class Timing:
     """arithmetic of the polar factors, 1e9 a second, at the median"""
     gbytes: float
     """what has to be read and written at least, 1e9 bytes a second, at the median"""
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What the machine does with nothing else in the way, measured now."""
-
-    gflops: float
-    """of products of large square matrices in the work dtype of `TIGHT`, 1e9 a second"""
-    gbytes: float
-    """read and written by a copy of 128 MB, 1e9 a second"""
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """The singular values of a polar factor P of float32 matrices G, for those of G/‖G‖_F in [1e-3, 1]."""
-
-    name: str
-    width: int
-    least: float
-    largest: float
-    descent: float
-    """the least ⟨G, P⟩/‖G‖* of the spectra tried"""
+    enqueuing: float | None = None
+    """median milliseconds after which the host was free again, on a device; of that the step takes all where matrices are
+    small"""
 
 
 def time_steps(
@@ -90,12 +55,31 @@ def time_steps(
     those with one of these words in their names."""
     model = _gpt(width, depth, device)
     shapes = [tuple(p.shape) for p in _matrices(model)]
-    steps = {
-        name: make()
-        for name, make in _contenders(model).items()
-        if not only or name == REFERENCE or any(word in name for word in only)
-    }
+    steps = {}
+    for name, make in _contenders(model).items():
+        if not only or name == REFERENCE or any(word in name for word in only):
+            with left_out(name, REFERENCE):
+                steps[name] = make()
     return _in_turn(steps, REFERENCE, shapes, width, device, seconds)
+
+
+def time_whole(
+    width: int, depth: int, device: torch.device, vocabulary: int, seconds: float = SECONDS_PER_WIDTH
+) -> tuple[list[Timing], int]:
+    """The default optimizer on every leaf of a GPT, tables included, on CUDA also replayed from a graph; and how many
+    stacks these are."""
+    model = _gpt(width, depth, device, vocabulary)
+    plan = ng.compile(model)
+    opt = plan.optimizer(model, decay=0.1)
+    shapes = [tuple(p.shape) for p in model.parameters()]
+    name = f"every leaf, {sum(map(math.prod, shapes)) / 1e6:.0f} M"
+    steps: dict[str, Step] = {name: opt.step}
+    if device.type == "cuda":
+        with left_out(f"{name}, from a graph"):
+            twin = plan.optimizer(_twin(model), decay=0.1, capturable=True)
+            steps[f"{name}, from a graph"] = _recorded(twin.step)
+    timings = _in_turn(steps, name, shapes, width, device, seconds)
+    return timings, sum(len(group.stacks) for group in opt._ready())
 
 
 def time_entrywise(
@@ -123,30 +107,23 @@ def time_entrywise(
     return _in_turn(steps, ADAMW, shapes, width, device, seconds)
 
 
-def machine_rates(device: torch.device) -> Rates:
-    """Medians of a few runs; on CPU with the threads that torch has."""
-    side = 512 if device.type == "cpu" else 8192
-    x = torch.randn(side, side, device=device)
-    x = x.to(TIGHT.work(x))
-    one, other = (torch.ones(2**24, device=device) for _ in range(2))  # 64 MB each, more than caches hold
-    product, copied = (
-        statistics.median(_seconds(run, device) for _ in range(9))
-        for run in (lambda: torch.mm(x, x), lambda: one.copy_(other))
-    )
-    return Rates(2 * side**3 / product / 1e9, 2 * one.nbytes / copied / 1e9)
-
-
-def training_share(width: int, depth: int, device: torch.device, tokens: int, milliseconds: float) -> float:
+def training_share(
+    width: int, depth: int, device: torch.device, tokens: int, milliseconds: float, vocabulary: int = 65
+) -> float:
     """What share of a training step with batches of so many tokens an optimizer step of that length is: forward and
-    backward are timed on 1024 tokens, of which the batch accumulates as many as it needs."""
-    model = _gpt(width, depth, device)
-    ids = torch.randint(65, (16, 65), device=device)
+    backward are timed on 1024 tokens, on a device on 8192 in bfloat16 by autocast, of which the batch accumulates as many
+    as it needs."""
+    model = _gpt(width, depth, device, vocabulary)
+    at_once = 1024 if device.type == "cpu" else 8192
+    ids = torch.randint(vocabulary, (at_once // 64, 65), device=device)
 
     def train() -> None:
-        torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
+            logits = model(ids[:, :-1])
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()
 
-    train()
-    seconds = statistics.median(_seconds(train, device) for _ in range(5)) * tokens / 1024
+    seconds = median_seconds(train, device, rounds=5) * tokens / at_once
     return milliseconds / (1e3 * seconds + milliseconds)
 
 
@@ -158,62 +135,33 @@ def _in_turn(
     device: torch.device,
     seconds: float,
 ) -> list[Timing]:
-    entries = sum(m * n for m, n in shapes)
+    entries = sum(map(math.prod, shapes))
     # Training frees blocks of this size all the time, after which glibc recycles smaller ones. In a process that never did,
     # every temporary is mapped anew, which costs our step and AdamW's foreach 15 to 40 % at width 256.
     torch.empty(2**22).fill_(0)
-    for step in steps.values():  # state is made, and packages compile, in the first steps
-        step()
-        step()
-    once = sum(_seconds(step, device) for step in steps.values())
+    working, once = {}, 0.0
+    for name, step in steps.items():  # state is made, and packages compile, in the first steps
+        with left_out(name, REFERENCE):
+            step()
+            step()
+            once += seconds_of(step, device)[1]
+            working[name] = step
     rounds = [
-        {name: 1e3 * _seconds(step, device) for name, step in steps.items()}
+        {name: tuple(1e3 * each for each in seconds_of(step, device)) for name, step in working.items()}
         for _ in range(max(FEWEST, min(MOST, int(seconds / once))))
     ]
     out = []
-    for name in steps:
-        times = [each[name] for each in rounds]
+    for name in working:
+        times = [each[name][1] for each in rounds]
+        enqueuing = None if device.type == "cpu" else statistics.median(each[name][0] for each in rounds)
         polar = POLARS.get(name.removeprefix("floor of "))
-        flops = None if polar is None else sum(_flops(polar, m, n) for m, n in shapes)
+        work = None if polar is None else sum(flops(polar, *shape) for shape in shapes)
         median = statistics.median(times)
         moved = entries * (28 if "AdamW" in name else 20)  # float32: weights, gradients, one or two moments
-        ratio = _quartiles([each[name] / each[reference] for each in rounds])
-        gflops = None if flops is None else flops / median / 1e6
-        out.append(Timing(name, width, len(shapes), _quartiles(times), ratio, gflops, moved / median / 1e6))
+        ratio = _quartiles([each[name][1] / each[reference][1] for each in rounds])
+        gflops = None if work is None else work / median / 1e6
+        out.append(Timing(name, width, len(shapes), _quartiles(times), ratio, gflops, moved / median / 1e6, enqueuing))
     return out
-
-
-def accuracies(width: int, device: torch.device, seed: int = 0) -> list[Accuracy]:
-    """Each polar method on square matrices: Gaussian, logarithmic down to 1e-3, half of them 1e-3, all but one 1e-3."""
-    generator = torch.Generator().manual_seed(seed)
-    u, v = (torch.linalg.qr(_normal(width, width, generator))[0] for _ in range(2))
-    half = torch.ones(width, dtype=torch.float64) / max(width / 2, 1) ** 0.5
-    half[width // 2 :] = 1e-3
-    spike = torch.full((width,), 1e-3, dtype=torch.float64)
-    spike[0] = 1
-    spectra = (
-        torch.linalg.svdvals(_normal(width, width, generator)),
-        torch.logspace(0, -3, width).double(),
-        half,
-        spike,
-    )
-    out = []
-    for name, polar in {**POLARS, **_policies(device)}.items():
-        least, largest, descent = torch.inf, 0.0, torch.inf
-        for s in spectra:
-            g = (u * s) @ v
-            p = polar(g.to(device, torch.float32)).cpu().double()
-            sizes = torch.linalg.svdvals(p)[: int((s / s.norm() >= 0.999e-3).sum())]
-            least, largest = min(least, float(sizes[-1])), max(largest, float(sizes[0]))
-            descent = min(descent, float((g * p).sum() / s.sum()))
-        out.append(Accuracy(name, width, least, largest, descent))
-    return out
-
-
-def _policies(device: torch.device) -> dict[str, Iteration]:
-    """`precision` as a dtype."""
-    dtypes = (torch.bfloat16, torch.float32) if device.type == "cpu" else (torch.bfloat16, torch.float16, torch.float32)
-    return {f"precision={dtype}": in_dtype(dtype) for dtype in dtypes}
 
 
 def _contenders(model: torch.nn.Module) -> dict[str, Callable[[], Step]]:
@@ -242,6 +190,18 @@ def _contenders(model: torch.nn.Module) -> dict[str, Callable[[], Step]]:
     return steps
 
 
+def _recorded(step: Step) -> Step:
+    """The step as a CUDA graph, which the host starts by one call."""
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for _ in range(3):
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
 def _again(make: Callable[..., Any], params: Sequence[Parameter]) -> Step:
     """The step of an optimizer that may take the gradients away, as HeavyBall's do, with the same gradients each time."""
     grads, opt = [p.grad for p in params], make(params, lr=1e-3)
@@ -254,16 +214,18 @@ def _again(make: Callable[..., Any], params: Sequence[Parameter]) -> Step:
     return run
 
 
-def _gpt(width: int, depth: int, device: torch.device) -> torch.nn.Module:
+def _gpt(width: int, depth: int, device: torch.device, vocabulary: int = 65) -> torch.nn.Module:
     """A GPT with the gradients of a batch of random tokens."""
     if width < 32 or width % 32 or depth < 1:
         raise UserError(f"--width, --depth: need a multiple of 32 and at least one block, got {width} and {depth}")
+    gc.collect()  # what optimizers of the last width left in cycles
     torch.manual_seed(0)
-    model = ng.nn.GPT(vocab_size=65, context=64, width=width, heads=width // 32, depth=depth).to(device)
+    with device:  # orthogonal weights of width 4096 take a CPU minutes
+        model = ng.nn.GPT(vocab_size=vocabulary, context=64, width=width, heads=width // 32, depth=depth)
     with torch.no_grad():
         for p in model.parameters():  # outputs of blocks start at 0, and then nothing behind them has a gradient
             p.add_(torch.randn_like(p), alpha=1e-2)
-    ids = torch.randint(65, (16, 65), device=device)
+    ids = torch.randint(vocabulary, (16, 65), device=device)
     torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
     return model
 
@@ -292,47 +254,26 @@ def _floor(params: Sequence[Parameter], polar: Iteration) -> Step:
     for p in params:
         m, n = sorted(p.shape)
         shapes[m, n] = shapes.get((m, n), 0) + 1
-    products: list[Callable[[], Tensor]] = []
+    steps: list[Callable[[], Tensor]] = []
     for (m, n), count in shapes.items():
         most = max(1, 2**18 // (m * n)) if params[0].device.type == "cpu" else count
         for done in range(0, count, most):
             x = torch.randn(min(most, count - done), m, n, device=params[0].device).to(polar.work(params[0])) / n**0.5
             r = torch.bmm(x, x.mT)
             for step in polar.schedule:
-                products += [partial(torch.bmm, x, x.mT), *[partial(torch.bmm, r, r)] * (len(step) // 2)]
-                products.append(partial(torch.bmm, r, x))
+                steps += [partial(torch.bmm, x, x.mT), *[partial(torch.bmm, r, r)] * (len(step) // 2)]
+                steps.append(partial(torch.bmm, r, x))
 
     def run() -> None:
-        for product in products:
-            product()
+        for step in steps:
+            step()
 
     return run
-
-
-def _flops(polar: Iteration, m: int, n: int) -> int:
-    m, n = sorted((m, n))
-    return sum(4 * m * m * n + 2 * m**3 * (len(step) // 2) for step in polar.schedule)
-
-
-def _seconds(step: Step, device: torch.device) -> float:
-    """Of the one thread that works, where it is one: what others do on the machine then counts less."""
-    clock = time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = clock()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return clock() - start
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     first, median, third = statistics.quantiles(values, n=4)
     return first, median, third
-
-
-def _normal(m: int, n: int, generator: torch.Generator) -> Tensor:
-    return torch.randn(m, n, generator=generator, dtype=torch.float64)
 
 
 def by_width(timings: Sequence[Timing]) -> Mapping[int, list[Timing]]:

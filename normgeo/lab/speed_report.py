@@ -7,18 +7,21 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from normgeo.lab.speed import Accuracy, Rates, Timing, by_width
+from normgeo.lab.speed import Timing, by_width
+from normgeo.lab.speed_clock import Rates
+from normgeo.lab.speed_polars import Accuracy, PolarTiming
 
-__all__ = ["accuracy_table", "plot_speed", "speed_table"]
+__all__ = ["accuracy_table", "plot_speed", "polar_table", "speed_table"]
 
 
 def speed_table(timings: Sequence[Timing], rates: Rates | None = None, reference: str = "torch Muon") -> Table:
     """A line per optimizer and width; [first and third quartile] beside each median, and what part of the machine's rates
-    the arithmetic, and the bytes that cannot be avoided, come to."""
+    the arithmetic, and the bytes that cannot be avoided, come to. On a device also when the host is free again."""
     table = Table(title=f"one step on the hidden matrices of a GPT: median and quartiles, ratios to {reference}")
     table.add_column("width")
     table.add_column("optimizer", no_wrap=True)
-    for column in ("ms", "ratio", "GFLOP/s", "GB/s"):
+    device = any(timing.enqueuing is not None for timing in timings)
+    for column in ("ms", *["host"][:device], "ratio", "GFLOP/s", "GB/s"):
         table.add_column(column, justify="right", no_wrap=True)
     for timing in timings:
         low, median, high = timing.milliseconds
@@ -27,6 +30,7 @@ def speed_table(timings: Sequence[Timing], rates: Rates | None = None, reference
             str(timing.width),
             timing.name,
             f"{median:.2f} [{low:.2f}, {high:.2f}]",
+            *[f"{timing.enqueuing or 0:.2f}"][:device],
             f"{ratio:.2f} [{below:.2f}, {above:.2f}]",
             ""
             if timing.gflops is None
@@ -38,6 +42,20 @@ def speed_table(timings: Sequence[Timing], rates: Rates | None = None, reference
 
 def _part(rate: float, of: float | None) -> str:
     return "" if of is None else f" ({100 * rate / of:.0f} %)"
+
+
+def polar_table(timings: Sequence[PolarTiming], rates: Rates | None = None) -> Table:
+    """What the polar factors alone take, and what part of the machine's rate in plain products that would be."""
+    table = Table(title="polar factors alone; rates by the arithmetic of the plain iteration")
+    for column in ("matrices", "policy"):
+        table.add_column(column, no_wrap=True)
+    for column in ("ms", "GFLOP/s"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for each in timings:
+        part = _part(each.gflops, rates.gflops if rates else None)
+        size = f"{each.count} of {each.m} × {each.n}"
+        table.add_row(size, each.name, f"{each.milliseconds:.3f}", f"{each.gflops:.0f}{part}")
+    return table
 
 
 def accuracy_table(accuracies: Sequence[Accuracy]) -> Table:

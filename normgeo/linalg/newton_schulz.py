@@ -13,7 +13,8 @@ from torch import Tensor
 from normgeo.linalg.coefficients import Schedule, about_one, evaluate, polar_express
 from normgeo.linalg.hardware import multiplies_bfloat16_fast
 from normgeo.linalg.polar import Polar
-from normgeo.linalg.symmetric import gram, polynomial
+from normgeo.linalg.scale import exponent, host_sees, in_range, l2_in_range, shift
+from normgeo.linalg.symmetric import gram, polynomial, residual
 
 __all__ = ["FAST", "SMALLEST_MIXED", "TIGHT", "NewtonSchulz", "PolarExpress", "in_dtype"]
 
@@ -191,26 +192,26 @@ def in_dtype(dtype: torch.dtype, params: Iterable[Tensor] = ()) -> PolarExpress:
 def _unit(g: Tensor) -> Tensor:
     """G/‖G‖_F, 0 for 0, in float32 at least."""
     x = g.float() if g.dtype in (torch.bfloat16, torch.float16) else g
+    if host_sees(x):
+        size = l2_in_range(x, 2)
+        if not in_range(size):
+            x = shift(x, -exponent(x, 2))
+            size = l2_in_range(x, 2).clamp_min(torch.finfo(x.dtype).tiny)
+        return x / size
     wide = torch.float32 if x.device.type == "mps" else torch.float64  # squares in float64 neither under- nor overflow
     size = torch.linalg.vector_norm(x.flatten(-2), dim=-1, dtype=wide)[..., None, None]  # along one axis it is faster
     return x * size.reciprocal().clamp_max(torch.finfo(x.dtype).max).to(x.dtype)
 
 
 def _plain_form(x: Tensor, forms: Schedule, dtype: torch.dtype) -> Tensor:  # (b, m, n) -> (b, m, n)
-    k, wide = min(x.shape[-2:]), x.shape[-2] <= x.shape[-1]
-    eye = torch.eye(k, dtype=x.dtype, device=x.device)
+    eye = torch.eye(min(x.shape[-2:]), dtype=x.dtype, device=x.device)
     *steps, (a, *q) = forms
     for each, *p in steps:
-        r = gram(x) if len(p) == 2 else _residual(x, eye)
+        r = gram(x) if len(p) == 2 else residual(x, eye)
         x = _apply(x, polynomial(r, p), each) if any(p[1:]) else _apply(x, r, each, p[0])
-    z = polynomial(_residual(x, eye), q)
-    product = torch.bmm(z, x) if wide else torch.bmm(x, z)
+    z = polynomial(residual(x, eye), q)
+    product = torch.bmm(z, x) if x.shape[-2] <= x.shape[-1] else torch.bmm(x, z)
     return product.to(dtype).add_(x, alpha=a)
-
-
-def _residual(x: Tensor, eye: Tensor) -> Tensor:  # (b, m, n) -> (b, k, k), k = min(m, n)
-    """E = I - XXᵀ (XᵀX), which baddbmm rounds only after the subtraction."""
-    return torch.baddbmm(eye, *((x, x.mT) if x.shape[-2] <= x.shape[-1] else (x.mT, x)), alpha=-1)
 
 
 def _gram_form(x: Tensor, schedule: Schedule) -> Tensor:  # (b, m, n) -> (b, m, n)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-__all__ = ["exponent", "host_sees", "l2", "shift"]
+__all__ = ["exponent", "host_sees", "in_range", "l2", "l2_in_range", "shift"]
 
 
 def exponent(x: Tensor, ndim: int) -> Tensor:  # (*b, *d) -> (*b, 1, ..., 1)
@@ -39,9 +39,32 @@ def l2(x: Tensor, ndim: int) -> Tensor:  # (*b, *d) -> (*b, 1, ..., 1)
     >>> l2(torch.tensor([3e-30, 4e-30]), ndim=1)
     tensor([5.0000e-30])
     """
+    if host_sees(x) and in_range(size := l2_in_range(x, ndim)):
+        return size
     e = exponent(x, ndim)
-    size = torch.linalg.vector_norm(shift(x, -e), dim=tuple(range(-ndim, 0)), keepdim=True)
-    return shift(size, e)
+    return shift(l2_in_range(shift(x, -e), ndim), e)
+
+
+def l2_in_range(x: Tensor, ndim: int) -> Tensor:  # (*b, *d) -> (*b, 1, ..., 1)
+    """‖x‖₂ over the last `ndim` axes, as the norm of norms, for squares that stay in range: in one sum, float32 errs by
+    .9 % for 4096 × 4096 equal entries, 2.8 % for 50257 × 768.
+
+    >>> l2_in_range(torch.ones(2, 4, 4), ndim=2).flatten()
+    tensor([4., 4.])
+    """
+    for axis in range(-1, -ndim - 1, -1):
+        x = torch.linalg.vector_norm(x, dim=axis, keepdim=True)
+    return x
+
+
+def in_range(sizes: Tensor) -> bool:
+    """Whether float32 could add up the squares of vectors of these sizes: what underflows is below 2⁻⁴⁶ of the sum.
+
+    >>> in_range(torch.tensor([1.0, 1e9])), in_range(torch.tensor([1.0, 0.0]))
+    (True, False)
+    """
+    sizes = sizes.detach()
+    return float(sizes.min()) > 2.0**-40 and float(sizes.max()) < 2.0**40
 
 
 def host_sees(x: Tensor) -> bool:

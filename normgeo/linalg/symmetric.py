@@ -1,5 +1,5 @@
-"""Products that are symmetric by nature, X Xᵀ and polynomials of R: on CUDA by a kernel that computes half of the tiles,
-where it is measured to be faster than the library."""
+"""Products that are symmetric by nature, X Xᵀ and polynomials of R: large ones by half of their blocks, on CPU by products
+of the library, on CUDA by a kernel where it is measured to be faster than the library."""
 
 from __future__ import annotations
 
@@ -11,17 +11,29 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["gram", "polynomial"]
+from normgeo.linalg.scale import host_sees
+
+__all__ = ["gram", "polynomial", "residual"]
 
 # Below this side the library won wherever it was measured (.7 of its time at 1024 on an H100), so nobody is asked.
 SMALLEST = 2048
 ROUNDS = 5
 
+# On CPU blocks pay from so many multiplications for each thread: 256 × 256 × 1024 for one, 512 × 512 × 512 for two.
+PER_THREAD = 2**26
+
 
 def gram(x: Tensor) -> Tensor:  # (b, m, n) -> (b, k, k)
     """XXᵀ or XᵀX, whichever is smaller."""
-    x = x if x.shape[-2] <= x.shape[-1] else x.mT
-    return _fastest(x, None, 0.0, 1.0)
+    return _fastest(_wide(x), None, 0.0, 1.0)
+
+
+def residual(x: Tensor, eye: Tensor) -> Tensor:  # (b, m, n), (k, k) -> (b, k, k)
+    """E = I - XXᵀ (XᵀX), rounded only after the subtraction."""
+    x = _wide(x)
+    if _blocks_pay(x):
+        return _by_blocks(x, eye.repeat(len(x), 1, 1), 1.0, -1.0)
+    return torch.baddbmm(eye, x, x.mT, alpha=-1)
 
 
 def polynomial(r: Tensor, q: Sequence[float]) -> Tensor:  # (b, k, k) -> (b, k, k)
@@ -37,21 +49,56 @@ def polynomial(r: Tensor, q: Sequence[float]) -> Tensor:  # (b, k, k) -> (b, k, 
     v = q[0] - w * t
     s = _fastest(r, r, t, 1.0)
     if abs(w) < abs(v):
-        return _fastest(s, torch.add(r, s, alpha=w / v), v, q[3])
-    return _fastest(s, torch.add(s, r, alpha=v / w if w else 0), w, q[3])
+        return _fastest(s, _plus(r, s, w / v), v, q[3])
+    return _fastest(s, _plus(s, r, v / w if w else 0), w, q[3])
+
+
+def _plus(a: Tensor, b: Tensor, c: float) -> Tensor:
+    """a + c·b. With `alpha`, torch.add rounds the last entries of a bfloat16 tensor on CPU in another way than the others:
+    a matrix would depend on its place in a batch."""
+    if a.dtype == torch.bfloat16 and a.device.type == "cpu":
+        return torch.addcmul(a, b, a.new_ones(()), value=c)
+    return torch.add(a, b, alpha=c)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.shape[-2] <= x.shape[-1] else x.mT
 
 
 def _fastest(x: Tensor, r: Tensor | None, b: float, c: float) -> Tensor:
+    """b·R + c·X² for symmetric X, or XXᵀ if there is no R."""
     large = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and x.shape[-2] >= SMALLEST
     if large and _kernel_pays(x, r is not None):
         from normgeo.linalg.syrk import symmetric
 
         return symmetric(x, r, b, c)
+    if _blocks_pay(x):
+        out = x.new_empty(len(x), x.shape[-2], x.shape[-2]) if r is None else r.clone()
+        return _by_blocks(x, out, b, c)
     return _library(x, r, b, c)
 
 
 def _library(x: Tensor, r: Tensor | None, b: float, c: float) -> Tensor:
     return torch.bmm(x, x.mT) if r is None else torch.baddbmm(r, x, x, beta=b, alpha=c)
+
+
+def _blocks_pay(x: Tensor) -> bool:
+    """However many there are: what a matrix becomes must not depend on who shares its stack."""
+    k, n = x.shape[-2:]
+    return k >= 256 and k * k * n >= PER_THREAD * torch.get_num_threads() and host_sees(x)
+
+
+def _by_blocks(x: Tensor, out: Tensor, b: float, c: float) -> Tensor:  # (b, k, n), (b, k, k) -> (b, k, k)
+    """b·out + c·XXᵀ in place of `out`: rows of blocks as far as the diagonal, and above it their transpose."""
+    k = x.shape[-2]
+    block = min((k + 1) // 2, 256)
+    for i in range(len(x)):
+        for start in range(0, k, block):
+            stop = start + block
+            out[i, start:stop, :stop].addmm_(x[i, start:stop], x[i, :stop].T, beta=b, alpha=c)
+            if start:
+                out[i, :start, start:stop] = out[i, start:stop, :start].T
+    return out
 
 
 _pays: dict[tuple[object, ...], bool] = {}

@@ -156,5 +156,4 @@ class Group:
 
     def _together(self, verdict: Verdict) -> Tensor | None:
         """() whether the step counts, as the device knows; None for yes."""
-        together = verdict.finite if verdict.together else None
-        return None if together is None else together.all().to(self.count.device)
+        return verdict.whole.to(self.count.device) if verdict.together and verdict.finite is not None else None

@@ -244,8 +244,8 @@ class Optimizer(torch.optim.Optimizer):
             verdict.position = {p: i for i, p in enumerate(found)}
             if held:
                 own, theirs = verdict.finite.split([len(found), len(held)])
-                at = torch.tensor([verdict.position[p] for p in held], dtype=torch.long, device=own.device)
-                verdict.finite = own & torch.ones_like(own).index_put((at,), theirs)
+                flags, fine = dict(zip(held, theirs.unbind(), strict=True)), torch.ones_like(own[0])
+                verdict.finite = own & torch.stack([flags.get(p, fine) for p in found])
         return verdict
 
     @property

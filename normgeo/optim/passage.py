@@ -43,7 +43,7 @@ def direct(
         return G if living is None else torch.where(like(living, G), G, 0)
 
     (G, W), state = stack.borrow(), stack.state
-    if not stack.fused:
+    if not (stack.fused and stack.unseen):
         G = of_the_living(G)
     G = stack.constraint.tangent(W, G, state["constraint"])
     rule = state["rule"]
@@ -72,7 +72,7 @@ def write(stack: Stack, move: Move | None, rate: Rate, living: Tensor | None, ke
     old, radius, iterate, constraint = move.W, move.radius, stack.iterate, stack.state["constraint"]
     moving = _moving(stack, rate, living)
     some_stay = not (stack.looks and bool(moving.all()))
-    if stack.fused:
+    if stack.fused and rate.eta.numel() in (1, len(stack)):
         flags, dtype = moving if some_stay else None, stack.params[0].dtype
         new, moved = stack.fused.written(iterate, stack.constraint, old, move.D, radius * rate.eta, rate, flags, dtype)
         stack.count_moves(new, old, moved)

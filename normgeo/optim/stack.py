@@ -57,17 +57,18 @@ class Parts:
         return each and self.direction is None and not looks
 
     @property
-    def simple(self) -> bool:
-        """`entrywise`, and of all parts only the rule keeps state: then matrices may lie transposed, or among zeros, in a
-        stack."""
+    def flat(self) -> bool:
+        """Whether momentum and the writing of weights see numbers without a shape, and only the rule keeps state of them;
+        if the step size looks at what is between them, then at one stack after the other."""
+        each = self.rule.entrywise and self.iterate.entrywise and self.constraint.entrywise
         free = type(self.iterate).init is Iterate.init and type(self.constraint).init is Constraint.init
-        return (
-            self.entrywise
-            and self.iterate.joint
-            and free
-            and not self.step.needs
-            and not self.step.init(torch.zeros(1, 1))
-        )
+        apart = not self.step.needs or (set(self.step.needs) == {"move"} and not self.step.init_shared())
+        return each and self.direction is None and self.iterate.joint and free and apart
+
+    @property
+    def simple(self) -> bool:
+        """`flat`, and the step size looks at nothing: then matrices may lie transposed, or among zeros, in a stack."""
+        return self.flat and not self.step.needs and not self.step.init(torch.zeros(1, 1))
 
 
 class Stack:
@@ -94,7 +95,7 @@ class Stack:
         self._plain = self.layout == Whole() and all(leaf.view is None for leaf in self.leaves)
         self._filled = all(place.shape == self.shape and not place.turned for place in self.places)
         self._bare = self._plain and self._filled
-        self.fused = fused if parts.simple and self.layout == Whole() else None
+        self.fused = fused if parts.flat and self.layout == Whole() else None
         first = self.params[0]
         self.dtype = torch.float32 if first.dtype in (torch.bfloat16, torch.float16) else first.dtype
         self.device = first.device
@@ -105,9 +106,9 @@ class Stack:
         """whether W ← W - η·r·D - d·W with numbers is all that happens to weights"""
         self._in_place = InPlace(self.params) if self.descends and self._bare and first.dtype == self.dtype else None
         looked = {type(self.constraint).tangent, type(self.constraint).direct}
-        self._unseen = parts.simple and looked == {Constraint.tangent, Constraint.direct}
+        self.unseen = parts.simple and looked == {Constraint.tangent, Constraint.direct}
         """whether nobody looks at weights before they are written"""
-        flows = fused.compile and self.fused and self._bare and self._unseen and math.prod(self.shape) > 0
+        flows = fused.compile and self.fused and self._bare and self.unseen and math.prod(self.shape) > 0
         flows = flows and type(self.direction) is Dualize and not costly(self.norm)
         self.at_once = fused.step(self.norm) if flows else None
         """all of a step as one compiled function, for norms without products"""
@@ -131,7 +132,7 @@ class Stack:
         p = self.params[0]
         alone = self.fused and self._bare and len(self) == 1
         G = _grad(p).unsqueeze(0).to(self.dtype) if alone else self.grads()
-        if self._unseen and self._descent_in_place():
+        if self.unseen and self._descent_in_place():
             return G, G.new_empty(0)
         return G, p.detach().unsqueeze(0).to(self.dtype) if alone else self.weights()
 
@@ -227,11 +228,10 @@ class Stack:
             out[i].fill_(False)
         return out
 
-    def snapshot(self) -> dict[str, State] | None:
-        """The state, to bring back that of leaves which are not alive; None where `Fused` leaves it alone."""
-        if self.fused:
-            return None
-        return {part: {k: v.clone() for k, v in state.items()} for part, state in self.state.items()}
+    def snapshot(self) -> dict[str, State]:
+        """The state, to bring back that of leaves which are not alive; without that of which `Fused` takes care."""
+        parts = {part: state for part, state in self.state.items() if not (self.fused and part == "rule")}
+        return {part: {k: v.clone() for k, v in state.items()} for part, state in parts.items()}
 
     def count_moves(self, new: Tensor, old: Tensor, moved: Tensor | None = None) -> None:
         """See which leaves are not what they were, unless it is known; 16-bit weights may round a small step away."""
@@ -260,8 +260,7 @@ class Stack:
 
     def commit(self, blocks: Sequence[Stack], before: dict[str, State] | None, alive: Tensor | None) -> None:
         """Bring what the parts assigned back into the buffers, undo it where a leaf is not alive, and count who moved."""
-        if not self.fused:
-            self._keep(before, alive)
+        self._keep(before or {}, alive)
         if blocks[0] is not self:
             self._moved = _any([block._moved for block in blocks])
         moved, ranks = self._moved, self.layout.ranks
@@ -269,9 +268,9 @@ class Stack:
             moved = ranks.anywhere(torch.as_tensor(moved))
         self.numbers["moved"] += 1 if not isinstance(moved, Tensor) and all(moved) else torch.as_tensor(moved)
 
-    def _keep(self, before: dict[str, State] | None, alive: Tensor | None) -> None:
+    def _keep(self, before: dict[str, State], alive: Tensor | None) -> None:
         for part, state in self.state.items():
-            settle(self._buffers[part], state, alive, before[part] if before else {})
+            settle(self._buffers[part], state, alive if part in before else None, before.get(part, {}))
 
     def _read(self, pick: Callable[[Parameter], Tensor]) -> Tensor:
         seen = [pick(p) for p in self.params]

@@ -120,7 +120,7 @@ class Plan:
 
         precision: how polar factors are computed; both named ones multiply in bfloat16 where the device does that faster.
         "tight": singular values of G/‖G‖_F in [1e-3, 1] land in [.99, 1], never above the unit ball. "fast", two thirds of
-        the work: those in [4e-3, 1] in [.92, 1.02], smaller ones fall short. "exact": SVD. A
+        the work: those in [4e-3, 1] in [.919, 1.02], smaller ones fall short. "exact": SVD. A
         torch.dtype: "tight" with all products in it, with 32 bits in the Gram form where matrices are long enough.
         Or any `normgeo.linalg.Polar`.
         constraint: one for all leaves, or by pattern with "*" for the rest, {"head": Free(), "*": Ball(2.0)}; each pattern

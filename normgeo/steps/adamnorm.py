@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from normgeo.linalg import l2
+from normgeo.linalg import host_sees, l2
 from normgeo.steps.base import Move, Stats, StepSize, StepState
 
 __all__ = ["AdamNorm"]
@@ -52,7 +52,6 @@ class AdamNorm(StepSize):
 
 
 def _length(x: Tensor) -> Tensor:  # (n, *shape) -> (n,) in float64, in which only squares of float64 overflow
-    flat = x.reshape(len(x), -1)
-    if x.dtype == torch.float64:
-        return l2(flat, 1).squeeze(1)
-    return torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
+    if x.dtype == torch.float64 or host_sees(x):
+        return l2(x, x.ndim - 1).flatten().double()
+    return torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1, dtype=torch.float64)
