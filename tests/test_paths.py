@@ -438,6 +438,8 @@ def test_step_sizes_of_single_leaves_work_in_backward_and_stack_by_stack():
     end, _ = run(20, TIGHT, step=one)
     assert difference(end, net()) > 1e-3
     assert difference(end, run(20, TIGHT, step=one, in_backward=True, nonfinite="zero")[0]) <= 1e-12
+    for path in ("capturable", "compiled and capturable"):
+        assert difference(end, run(20, TIGHT, step=one, **PATHS[path])[0]) <= 1e-9
     for step in (AllAtOnce(), ng.steps.Linear(10**9) * one, one * ng.steps.Escape(1.0)):
         assert difference(end, run(20, TIGHT, step=step)[0]) <= 1e-9
 

@@ -72,11 +72,11 @@ class Fused:
         """`constraint.retract` of what `iterate.write` makes of W, where `moving`; `eta`, `moving` are (n, 1, ..., 1). And
         which leaves are then others in the `dtype` of the parameters, where that takes no pass of its own: compiled."""
         n = len(W)
-        radius = rate.radius.reshape(n, 1) if isinstance(rate.radius, Tensor) else rate.radius
+        rate = Rate(*(x.reshape(-1, 1) if isinstance(x, Tensor) and x.ndim else x for x in rate))
         flags = None if moving is None else moving.reshape(-1, 1)
         flat = W.reshape(n, -1), D.reshape(n, -1), eta.reshape(-1, 1)
         told = dtype if self.compile else None
-        new, moved = self.write(iterate, constraint, *flat, rate._replace(radius=radius), flags, told)
+        new, moved = self.write(iterate, constraint, *flat, rate, flags, told)
         return new.reshape(W.shape), moved
 
     def __reduce__(self) -> tuple[Any, ...]:
