@@ -72,11 +72,11 @@ class Fused:
         """`constraint.retract` of what `iterate.write` makes of W, where `moving`; `eta`, `moving` are (n, 1, ..., 1). And
         which leaves are then others in the `dtype` of the parameters, where that takes no pass of its own: compiled."""
         n = len(W)
-        rate = Rate(*(x.reshape(-1, 1) if isinstance(x, Tensor) and x.ndim else x for x in rate))
+        numbers = {name: x.reshape(-1, 1) for name, x in rate._asdict().items() if isinstance(x, Tensor) and x.ndim}
         flags = None if moving is None else moving.reshape(-1, 1)
         flat = W.reshape(n, -1), D.reshape(n, -1), eta.reshape(-1, 1)
         told = dtype if self.compile else None
-        new, moved = self.write(iterate, constraint, *flat, rate, flags, told)
+        new, moved = self.write(iterate, constraint, *flat, rate._replace(**numbers), flags, told)
         return new.reshape(W.shape), moved
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -107,8 +107,8 @@ def _apart(x: Tensor, buffers: State) -> Tensor:
     """x with memory of its own, where buffers that it may be a part of are about to be written to."""
     if torch.compiler.is_compiling():  # which elides copies that are not needed
         return x.clone()
-    there = x.untyped_storage().data_ptr()
-    return x.clone() if any(there == y.untyped_storage().data_ptr() for y in buffers.values()) else x
+    memory = x.untyped_storage()._cdata
+    return x.clone() if any(memory == y.untyped_storage()._cdata for y in buffers.values()) else x
 
 
 def _smooth(rule: Rule, G: Tensor, state: State, living: Tensor | None) -> Tensor:

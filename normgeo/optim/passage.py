@@ -58,7 +58,7 @@ def direct(
     D = stack.constraint.direct(M, W, state["constraint"])
     if D is None:
         D = yield from stack.turn(M, W)
-    return Move(G, M, D, W, stack.radius, stack.leaves)
+    return Move(G, M, D.expand_as(G), W, stack.radius, stack.leaves)  # what writes weights in place asks for no shapes
 
 
 def write(stack: Stack, move: Move | None, rate: Rate, living: Tensor | None, keep_update: bool) -> None:

@@ -246,7 +246,7 @@ class Stack:
 
     def descend(self, W: Tensor, D: Tensor, steps: Sequence[Step]) -> None:
         """W ← W - η·D - d·W by the steps (η, d) of the leaves, W as they were `borrow`ed."""
-        units = D.to(self.dtype).expand(len(self), *self.shape).contiguous().unbind()  # the kernel asks for no shapes
+        units = D.to(self.dtype).contiguous().unbind()
         if (in_place := self._descent_in_place()) is not None:
             self._moved = in_place(units, steps)
             return
