@@ -397,10 +397,13 @@ def test_what_stays_has_not_moved_whatever_it_is():
         (ng.geometry.Leaf(f"{i}", f"{i}", (2,), "gain", ng.norms.Linf(), mass=mass),) for i, mass in enumerate((1, 0))
     ]
     opt = ng.optim.Optimizer([{"params": params, "leaves": leaves}])
-    for p in params:
-        p.grad = torch.ones(2)
-    opt.step()
-    assert [int(opt.state[p]["moved"]) for p in params] == [1, 0]
+    for lr in (0.1, torch.tensor(torch.nan)):
+        opt.param_groups[0]["lr"] = lr
+        for p in params:
+            p.grad = torch.ones(2)
+        opt.step()
+    assert [int(opt.state[p]["moved"]) for p in params] == [2, 0]
+    assert float(params[1][1]) == 1
 
 
 @pytest.mark.slow

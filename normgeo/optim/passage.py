@@ -109,7 +109,7 @@ def _descend(stack: Stack, move: Move, rate: Rate, living: Tensor | None) -> Non
     d = cast(Pull, stack.constraint).pull(rate)
     go = [True] * n if living is None else living.tolist()
     steps = [
-        (eta * r, pull) if yes and eta * r else None
+        (eta * r, pull) if yes and r and eta * r else None
         for eta, r, pull, yes in zip(_numbers(rate.eta, n), stack.lengths, _numbers(d, n), go, strict=True)
     ]
     stack.descend(move.W, move.D, steps)
