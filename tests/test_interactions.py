@@ -10,10 +10,10 @@ from test_seams_of_steps import X, Y, loss, model
 
 import normgeo as ng
 from normgeo.constraints import Ball, DecoupledDecay, L2Penalty, RowCap, SoftCap, SpectralDecay, Sphere
-from normgeo.norms import Absolute, Linf
+from normgeo.norms import Absolute, Linf, Spectral
 from normgeo.optim import Direction, ScheduleFree
 from normgeo.rules import Momentum, Plain
-from normgeo.steps import AdamNorm, Auto, Cauchy, MetaOptimize
+from normgeo.steps import AdamNorm, Auto, Cauchy, MetaOptimize, StepSize
 from normgeo.testing import check_constraint
 
 
@@ -106,6 +106,30 @@ def test_the_line_starts_with_the_slope_of_the_loss_whatever_the_constraint_does
 
     opt.step(closure)
     torch.testing.assert_close(*step.seen[0], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_step_sizes_may_keep_the_weights_before_the_step(dtype):
+    """Also of a leaf alone, whose weights are looked at where they are."""
+
+    class Keeping(StepSize):
+        needs = {"move": 1}  # noqa: RUF012
+
+        def init(self, W):
+            return {"last": W.clone()}
+
+        def value(self, stats, state):
+            state.leaves[0]["last"] = stats.moves[0].W
+            return [torch.ones(1)]
+
+    p = torch.nn.Parameter(torch.ones(3, 4, dtype=dtype))
+    leaf = ng.geometry.Leaf("p", "p", (3, 4), "linear", Spectral())
+    opt = ng.optim.Optimizer([{"params": [p], "leaves": [(leaf,)]}], step=Keeping(), lr=0.5)
+    for _ in range(2):
+        before, p.grad = p.detach().clone(), torch.ones_like(p)
+        opt.step()
+        assert torch.equal(opt.state[p]["step.last"].to(dtype), before)
+        assert not torch.equal(p, before)
 
 
 # ---- steps of size 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from normgeo.optim.iterate import Iterate
 from normgeo.rules import Rule
 from normgeo.rules.base import State
 
-__all__ = ["Fused", "like", "settle"]
+__all__ = ["Fused", "apart", "like", "settle"]
 
 T = TypeVar("T")
 
@@ -94,7 +94,7 @@ def settle(buffers: State, state: State, living: Tensor | None, before: State) -
         raise ValueError(
             f"a part has {sorted(state)} in its state, but its init returned {sorted(buffers)}: return all of it from init"
         )
-    new = {name: x if x is buffers[name] else _apart(x, buffers) for name, x in state.items()}
+    new = {name: x if x is buffers[name] else apart(x, buffers.values()) for name, x in state.items()}
     for name, x in buffers.items():
         if living is not None:
             torch.where(like(living, x), new[name].to(x.dtype), before[name], out=x)
@@ -107,12 +107,12 @@ def like(living: Tensor, x: Tensor) -> Tensor:  # (n,), (n, ...) -> (n, 1, ..., 
     return living.to(x.device).reshape((-1,) + (1,) * (x.ndim - 1))
 
 
-def _apart(x: Tensor, buffers: State) -> Tensor:
-    """x with memory of its own, where buffers that it may be a part of are about to be written to."""
+def apart(x: Tensor, written: Iterable[Tensor]) -> Tensor:
+    """x with memory of its own, where tensors that it may be a part of are about to be written to."""
     if torch.compiler.is_compiling():  # which elides copies that are not needed
         return x.clone()
     memory = x.untyped_storage()._cdata
-    return x.clone() if any(memory == y.untyped_storage()._cdata for y in buffers.values()) else x
+    return x.clone() if any(memory == y.untyped_storage()._cdata for y in written) else x
 
 
 def _smooth(rule: Rule, G: Tensor, state: State, living: Tensor | None) -> Tensor:
@@ -120,7 +120,7 @@ def _smooth(rule: Rule, G: Tensor, state: State, living: Tensor | None) -> Tenso
     before = {} if living is None else {name: x.clone() for name, x in state.items()}
     M = rule.update(G if living is None else torch.where(like(living, G), G, 0), state)
     if any(x is not buffers.get(name) for name, x in state.items()):
-        M = _apart(M, buffers)  # it may be what the state was
+        M = apart(M, buffers.values())  # it may be what the state was
     settle(buffers, state, living, before)
     return M
 

@@ -14,7 +14,7 @@ from normgeo.constraints import Rate
 from normgeo.geometry import Leaf
 from normgeo.optim.closure import Grads, Line, hessian_vector_product
 from normgeo.optim.exchange import in_turn
-from normgeo.optim.fused import Fused
+from normgeo.optim.fused import Fused, apart
 from normgeo.optim.guard import Verdict
 from normgeo.optim.passage import alive, direct, rate, write
 from normgeo.optim.place import bunches
@@ -136,6 +136,7 @@ class Group:
                 move = next(passing)
                 if alone and move is not None:
                     value = step.value(replace(stats, moves=[move]), StepState(state.shared, [state.leaves[i]]))
+                    state.leaves[i].update({name: apart(x, [move.W]) for name, x in state.leaves[i].items()})
                 factor = value if isinstance(value, Tensor) else value[0 if alone else i]
                 key = i if alone or factor is not value else (block.dtype, block.device)
                 if key not in rates:
