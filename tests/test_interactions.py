@@ -9,11 +9,11 @@ from helpers import Watching, gaussian
 from test_seams_of_steps import X, Y, loss, model
 
 import normgeo as ng
-from normgeo.constraints import Ball, DecoupledDecay, L2Penalty, RowCap, SoftCap, SpectralDecay
-from normgeo.norms import Absolute
+from normgeo.constraints import Ball, DecoupledDecay, L2Penalty, RowCap, SoftCap, SpectralDecay, Sphere
+from normgeo.norms import Absolute, Linf
 from normgeo.optim import Direction, ScheduleFree
-from normgeo.rules import Plain
-from normgeo.steps import Cauchy, MetaOptimize
+from normgeo.rules import Momentum, Plain
+from normgeo.steps import AdamNorm, Auto, Cauchy, MetaOptimize
 from normgeo.testing import check_constraint
 
 
@@ -161,6 +161,31 @@ def test_an_lr_that_starts_as_a_tensor_of_0_has_a_base_once_it_is_larger():
 @pytest.mark.parametrize("constraint", [RowCap(1.0), SoftCap(1.0), SpectralDecay(0.1)])
 def test_scalars_are_constrained_one_by_one(constraint):
     check_constraint(constraint, shape=(), norm=Absolute())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"step": AdamNorm(), "rule": Momentum(0.9)},
+        {"step": Auto(20)},
+        {"constraint": Sphere(1.0), "rule": Plain()},
+        {"constraint": Sphere(1.0, frobenius=True), "rule": Plain()},
+    ],
+    ids=str,
+)
+def test_a_stack_of_scalars_moves_as_vectors_of_one_entry_do(options):
+    ends = []
+    for shape, norm in (((), Absolute()), ((1,), Linf())):
+        params = [torch.nn.Parameter(torch.full(shape, x, dtype=torch.float64)) for x in (1.0, -1.0, 1.0)]
+        leaves = [(ng.geometry.Leaf(f"{i}", f"{i}", shape, "gain", norm),) for i in range(3)]
+        opt = ng.optim.Optimizer([{"params": params, "leaves": leaves}], lr=0.1, **options)
+        for g in gaussian(6, 3):
+            for p, entry in zip(params, g, strict=True):
+                p.grad = entry.double().reshape(shape)
+            opt.step()
+        ends.append(torch.stack([p.detach().reshape(()) for p in params]))
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-14)
+    assert bool((ends[0] != torch.tensor([1.0, -1.0, 1.0])).any()) is ("step" in options)
 
 
 def test_a_function_among_the_parts_is_the_same_after_resuming():

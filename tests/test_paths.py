@@ -310,6 +310,102 @@ def test_steps_in_one_function_do_what_steps_in_parts_do(norm, rule, dtype):
     assert [int(its["moved"]) for its in other.values()] == [4, 3, 3, 0, 4]
 
 
+class Delayed(ng.rules.Rule):
+    """Gradients of two steps ago, from state whose tensors change places or shift onto themselves."""
+
+    def __init__(self, kind, entrywise=True):
+        self.kind, self.entrywise = kind, entrywise
+
+    def init(self, W, independent=0):
+        names = ["past"] if self.kind == "ring" else ["two", "one"]
+        return {name: W.new_zeros(len(W), 2, *W.shape[1:]) if self.kind == "ring" else W * 0 for name in names}
+
+    def update(self, G, state):
+        if self.kind == "ring":
+            M = state["past"][:, 0]
+            state["past"] = torch.stack([state["past"][:, 1], G], 1)
+        else:
+            M, state["one"] = state["one"], state["two"]
+            state["two"] = G.double() if self.kind == "wide" else G
+        return M
+
+
+@pytest.mark.parametrize(
+    ("kind", "entrywise", "compile"),
+    [
+        ("ring", True, False),
+        ("places", True, False),
+        ("places", False, False),
+        ("wide", True, False),
+        ("wide", False, False),
+        ("ring", True, "aot_eager"),
+        ("places", True, "aot_eager"),
+    ],
+)
+def test_rules_may_assign_what_their_state_was(kind, entrywise, compile):
+    """Against a list of gradients, also while one leaf has none."""
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter(torch.zeros(3, 4)) for _ in range(2)]
+    leaves = [(ng.geometry.Leaf(f"{i}", f"{i}", (3, 4), "linear", ng.norms.L1ToLinf()),) for i in range(2)]
+    groups = [{"params": params, "leaves": leaves}]
+    opt = ng.optim.Optimizer(groups, lr=1.0, rule=Delayed(kind, entrywise), compile=compile)
+    ends, seen = [torch.zeros(3, 4) for _ in params], [2 * [torch.zeros(3, 4)] for _ in params]
+    for step in range(5):
+        for i, p in enumerate(params):
+            p.grad = None if i == 0 and step == 2 else torch.randn(3, 4, generator=generator)
+            if p.grad is not None:
+                ends[i] -= 0.5 * seen[i][-2].sign()
+                seen[i].append(p.grad)
+        opt.step()
+    assert torch.equal(torch.stack(list(params)), torch.stack(ends))
+
+
+def test_state_that_init_does_not_return_is_refused():
+    """It would neither be saved nor be there in the next step."""
+
+    class Sum(ng.rules.Rule):
+        entrywise = True
+
+        def update(self, G, state):
+            state["sum"] = state.get("sum", 0) + G
+            return state["sum"]
+
+    model = net()
+    opt = plan_of(model).optimizer(model, rule=Sum())
+    backward(model, 0)
+    with pytest.raises(ValueError, match=r"has \['sum'\] in its state, but its init returned \[\]: return all of it"):
+        opt.step()
+
+
+def test_directions_may_be_narrower_than_weights():
+    """The kernel that writes weights in place looks at no shapes."""
+
+    class Rows(ng.optim.Direction):
+        def __call__(self, M, state, W):
+            return M.sum(-1, keepdim=True).sign()
+
+    p = torch.nn.Parameter(torch.zeros(3, 4))
+    p.grad = torch.tensor([1.0, -2.0, 3.0]).unsqueeze(1).expand(3, 4)
+    leaf = ng.geometry.Leaf("p", "p", (3, 4), "linear", ng.norms.Frobenius())
+    ng.optim.Optimizer([{"params": [p], "leaves": [(leaf,)]}], direction=Rows(), lr=0.5).step()
+    assert torch.equal(p, torch.tensor([-0.5, 0.5, -0.5]).unsqueeze(1).expand(3, 4))
+
+
+def test_what_stays_has_not_moved_whatever_it_is():
+    params = [torch.nn.Parameter(torch.tensor([x, 1.0])) for x in (1.0, torch.nan)]
+    leaves = [
+        (ng.geometry.Leaf(f"{i}", f"{i}", (2,), "gain", ng.norms.Linf(), mass=mass),) for i, mass in enumerate((1, 0))
+    ]
+    opt = ng.optim.Optimizer([{"params": params, "leaves": leaves}])
+    for lr in (0.1, torch.tensor(torch.nan)):
+        opt.param_groups[0]["lr"] = lr
+        for p in params:
+            p.grad = torch.ones(2)
+        opt.step()
+    assert [int(opt.state[p]["moved"]) for p in params] == [2, 0]
+    assert float(params[1].detach()[1]) == 1
+
+
 @pytest.mark.slow
 def test_the_default_backend_of_compile_agrees():
     plain, _ = run(10, TIGHT)
@@ -347,6 +443,24 @@ def test_step_sizes_of_single_leaves_work_in_backward_and_stack_by_stack():
     assert difference(end, run(20, TIGHT, step=one, in_backward=True, nonfinite="zero")[0]) <= 1e-12
     for step in (AllAtOnce(), ng.steps.Linear(10**9) * one, one * ng.steps.Escape(1.0)):
         assert difference(end, run(20, TIGHT, step=step)[0]) <= 1e-9
+
+
+@pytest.mark.parametrize("path", ["capturable", "compiled and capturable"])
+def test_step_sizes_of_single_leaves_are_those_of_their_decay(path):
+    """Also in a stack of two, whose weights are written without their shape."""
+    ends = []
+    for options in ({}, PATHS[path]):
+        params = [torch.nn.Parameter(torch.ones(3, 4, dtype=torch.float64)) for _ in range(2)]
+        leaves = [(ng.geometry.Leaf(f"{i}", f"{i}", (3, 4), "linear", ng.norms.Spectral()),) for i in range(2)]
+        groups = [{"params": params, "leaves": leaves}]
+        opt = ng.optim.Optimizer(groups, step=ng.steps.AdamNorm(), decay=0.5, **options)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+            opt.step()
+        ends.append(torch.stack([p.detach() for p in params]))
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-12)
 
 
 def test_bad_gradients_are_left_out_in_backward():

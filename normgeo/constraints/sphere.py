@@ -49,12 +49,12 @@ class Sphere(Measured):
         return {"radius": size.reshape(-1)}
 
     def tangent(self, W: Tensor, G: Tensor, state: dict[str, Tensor]) -> Tensor:
-        if self.frobenius:
+        if self.frobenius and W.ndim > 1:
             direction = normal = unit(W, W.ndim - 1)
         else:
             size = self.size(W)
             direction, normal = W / torch.where(size == 0, 1, size), self.gradient(W)
-        return G - (G * direction).sum(tuple(range(1, W.ndim)), keepdim=True) * normal
+        return G - along_leaves((G * direction).reshape(len(W), -1).sum(1), W) * normal
 
     def retract(self, W: Tensor, old: Tensor, rate: Rate, state: dict[str, Tensor]) -> Tensor:
         radius = self.radius if self.radius is not None else along_leaves(state["radius"], W)
@@ -62,4 +62,4 @@ class Sphere(Measured):
         return W * (radius / torch.where(size == 0, 1, size))
 
     def size(self, W: Tensor) -> Tensor:
-        return l2(W, W.ndim - 1) if self.frobenius else super().size(W)
+        return l2(W, W.ndim - 1) if self.frobenius and W.ndim > 1 else super().size(W)

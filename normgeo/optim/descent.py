@@ -44,7 +44,7 @@ class InPlace:
         # Where these have stayed, the others are asked whether the same step would move them again, which differs only for
         # steps of half a last digit.
         return [
-            yes or (step is not None and p.numel() > before.shape[1] and _would_move(p, d, *step))
+            step is not None and (yes or (p.numel() > before.shape[1] and _would_move(p, d, *step)))
             for yes, p, d, step in zip(moved, self.params, D, steps, strict=True)
         ]
 
@@ -58,7 +58,7 @@ class InPlace:
 
 def _descend(W: list[Tensor], D: list[Tensor], eta: float, d: float) -> None:
     decay = d / eta
-    if decay > 2.0**100:  # of a leaf of next to no mass: a quotient that float32 may not have
+    if abs(decay) > 2.0**100:  # of a leaf of next to no mass: a quotient that float32 may not have
         torch._foreach_mul_(W, 1 - d)
         decay = 0.0
     torch._fused_sgd_(

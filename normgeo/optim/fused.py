@@ -15,7 +15,7 @@ from normgeo.optim.iterate import Iterate
 from normgeo.rules import Rule
 from normgeo.rules.base import State
 
-__all__ = ["Fused"]
+__all__ = ["Fused", "like", "settle"]
 
 T = TypeVar("T")
 
@@ -72,28 +72,52 @@ class Fused:
         """`constraint.retract` of what `iterate.write` makes of W, where `moving`; `eta`, `moving` are (n, 1, ..., 1). And
         which leaves are then others in the `dtype` of the parameters, where that takes no pass of its own: compiled."""
         n = len(W)
-        radius = rate.radius.reshape(n, 1) if isinstance(rate.radius, Tensor) else rate.radius
+        numbers = {name: x.reshape(-1, 1) for name, x in rate._asdict().items() if isinstance(x, Tensor) and x.ndim}
         flags = None if moving is None else moving.reshape(-1, 1)
         flat = W.reshape(n, -1), D.reshape(n, -1), eta.reshape(-1, 1)
         told = dtype if self.compile else None
-        new, moved = self.write(iterate, constraint, *flat, rate._replace(radius=radius), flags, told)
+        new, moved = self.write(iterate, constraint, *flat, rate._replace(**numbers), flags, told)
         return new.reshape(W.shape), moved
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Fused, (self.compile,)
 
 
+def settle(buffers: State, state: State, living: Tensor | None, before: State) -> None:
+    """Bring what a part has assigned into the buffers, and those of leaves that are not `living` (n,) back to what was
+    `before`."""
+    if state.keys() != buffers.keys():
+        raise ValueError(
+            f"a part has {sorted(state)} in its state, but its init returned {sorted(buffers)}: return all of it from init"
+        )
+    new = {name: x if x is buffers[name] else _apart(x, buffers) for name, x in state.items()}
+    for name, x in buffers.items():
+        if living is not None:
+            torch.where(like(living, x), new[name].to(x.dtype), before[name], out=x)
+        elif new[name] is not x:
+            x.copy_(new[name])
+        state[name] = x
+
+
+def like(living: Tensor, x: Tensor) -> Tensor:  # (n,), (n, ...) -> (n, 1, ..., 1)
+    return living.to(x.device).reshape((-1,) + (1,) * (x.ndim - 1))
+
+
+def _apart(x: Tensor, buffers: State) -> Tensor:
+    """x with memory of its own, where buffers that it may be a part of are about to be written to."""
+    if torch.compiler.is_compiling():  # which elides copies that are not needed
+        return x.clone()
+    memory = x.untyped_storage()._cdata
+    return x.clone() if any(memory == y.untyped_storage()._cdata for y in buffers.values()) else x
+
+
 def _smooth(rule: Rule, G: Tensor, state: State, living: Tensor | None) -> Tensor:
-    if living is None:
-        kept, M = dict(state), rule.update(G, state)
-        for name, x in kept.items():
-            if state[name] is not x:
-                x.copy_(state[name])
-        return M
-    kept, before = dict(state), {name: x.clone() for name, x in state.items()}
-    M = rule.update(torch.where(_along(living, G), G, 0), state)
-    for name, x in kept.items():
-        torch.where(_along(living, x), state[name], before[name], out=x)
+    buffers = dict(state)
+    before = {} if living is None else {name: x.clone() for name, x in state.items()}
+    M = rule.update(G if living is None else torch.where(like(living, G), G, 0), state)
+    if any(x is not buffers.get(name) for name, x in state.items()):
+        M = _apart(M, buffers)  # it may be what the state was
+    settle(buffers, state, living, before)
     return M
 
 
@@ -134,7 +158,3 @@ def _step(
     new, moved = _write(iterate, constraint, W.to(work), D, rate.radius * rate.eta, rate, moving, W.dtype)
     W.copy_(new)
     return moved
-
-
-def _along(living: Tensor, x: Tensor) -> Tensor:  # (n,), (n, ...) -> (n, 1, ..., 1)
-    return living.reshape((-1,) + (1,) * (x.ndim - 1))

@@ -13,8 +13,9 @@ from torch.nn import Parameter
 from normgeo.constraints import Pull, Rate
 from normgeo.optim.closure import Grads, hessian_vector_product
 from normgeo.optim.exchange import Task
+from normgeo.optim.fused import like
 from normgeo.optim.guard import Verdict
-from normgeo.optim.stack import Stack, like
+from normgeo.optim.stack import Stack
 from normgeo.steps import Stats
 from normgeo.steps.base import Move
 
@@ -57,7 +58,7 @@ def direct(
     D = stack.constraint.direct(M, W, state["constraint"])
     if D is None:
         D = yield from stack.turn(M, W)
-    return Move(G, M, D, W, stack.radius, stack.leaves)
+    return Move(G, M, D.expand_as(G), W, stack.radius, stack.leaves)  # what writes weights in place asks for no shapes
 
 
 def write(stack: Stack, move: Move | None, rate: Rate, living: Tensor | None, keep_update: bool) -> None:
@@ -108,7 +109,7 @@ def _descend(stack: Stack, move: Move, rate: Rate, living: Tensor | None) -> Non
     d = cast(Pull, stack.constraint).pull(rate)
     go = [True] * n if living is None else living.tolist()
     steps = [
-        (eta * r, pull) if yes and eta * r else None
+        (eta * r, pull) if yes and r and eta * r else None
         for eta, r, pull, yes in zip(_numbers(rate.eta, n), stack.lengths, _numbers(d, n), go, strict=True)
     ]
     stack.descend(move.W, move.D, steps)

@@ -91,7 +91,7 @@ def bunches(
         if spectral:  # those that lie alike next to each other, so that few chunks have both
             these = sorted(these, key=lambda each: _tall(each[0][1].shape))
         sharing = layout.ranks or ranks
-        size = max(1, most // math.prod(shape)) if sharing is None else at_a_time(shape, sharing.size)
+        size = max(1, most // max(1, math.prod(shape))) if sharing is None else at_a_time(shape, sharing.size)
         for i in range(0, len(these), size):
             chunk = these[i : i + size]
             first = chunk[0][0][1].shape
@@ -109,7 +109,7 @@ def most_entries(device: torch.device) -> int:
 
 def at_a_time(shape: Sequence[int], ranks: int) -> int:
     """How many leaves of that shape ranks put together before the next ones."""
-    return ranks * max(1, WHOLE // math.prod(shape))
+    return ranks * max(1, WHOLE // max(1, math.prod(shape)))
 
 
 def _padded(found: dict[Any, list[tuple[Entry, float]]]) -> dict[Any, list[tuple[Entry, float]]]:

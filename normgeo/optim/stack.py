@@ -16,7 +16,7 @@ from normgeo.geometry import Leaf
 from normgeo.optim.descent import InPlace, Step, descend
 from normgeo.optim.direction import Direction, Dualize
 from normgeo.optim.exchange import Exchange, Task
-from normgeo.optim.fused import Fused
+from normgeo.optim.fused import Fused, settle
 from normgeo.optim.iterate import Descent, Iterate
 from normgeo.optim.layout import Shards, Whole, layout_of
 from normgeo.optim.place import Bunch, most_entries
@@ -104,7 +104,7 @@ class Stack:
         pulls = type(self.constraint).retract is Pull.retract and type(self.iterate) is Descent
         self.descends = pulls and self.looks and not fused.compile and "updates" not in parts.step.needs
         """whether W ← W - η·r·D - d·W with numbers is all that happens to weights"""
-        self._native = self._bare and first.dtype == self.dtype
+        self._in_place = InPlace(self.params) if self.descends and self._bare and first.dtype == self.dtype else None
         looked = {type(self.constraint).tangent, type(self.constraint).direct}
         self.unseen = parts.simple and looked == {Constraint.tangent, Constraint.direct}
         """whether nobody looks at weights before they are written"""
@@ -114,7 +114,6 @@ class Stack:
         """all of a step as one compiled function, for norms without products"""
         self._bind(store)
         self._moved: Tensor | list[bool] = [False] * len(self)
-        self._in_place = InPlace(self.params)
         self._rows = self._rows_at_a_time(parts)
         self.radius, self.radii, self.lengths, self.all_may_move = torch.empty(0), torch.empty(0), [0.0], True
 
@@ -133,7 +132,7 @@ class Stack:
         p = self.params[0]
         alone = self.fused and self._bare and len(self) == 1
         G = _grad(p).unsqueeze(0).to(self.dtype) if alone else self.grads()
-        if self.unseen and self._descends_in_place():
+        if self.unseen and self._descent_in_place():
             return G, G.new_empty(0)
         return G, p.detach().unsqueeze(0).to(self.dtype) if alone else self.weights()
 
@@ -171,7 +170,7 @@ class Stack:
             view.grad_dtype = p.grad.dtype
         view.grad = None if p.grad is None else p.grad[rows]
         block.params, block.shape = [view], tuple(view.shape)  # type: ignore[list-item]
-        block._in_place = InPlace(block.params)
+        block._in_place = self._in_place and InPlace(block.params)
         block.state = {part: {name: x[:, rows] for name, x in state.items()} for part, state in self.state.items()}
         block._buffers = {part: dict(state) for part, state in block.state.items()}
         return block
@@ -248,16 +247,16 @@ class Stack:
     def descend(self, W: Tensor, D: Tensor, steps: Sequence[Step]) -> None:
         """W ← W - η·D - d·W by the steps (η, d) of the leaves, W as they were `borrow`ed."""
         units = D.to(self.dtype).contiguous().unbind()
-        if self._descends_in_place():
-            self._moved = self._in_place(units, steps)
+        if (in_place := self._descent_in_place()) is not None:
+            self._moved = in_place(units, steps)
             return
         new = W.clone(memory_format=torch.contiguous_format)
         descend(new.unbind(), units, steps)
         self.count_moves(new, W)
         self.write(new, [step is not None for step in steps])
 
-    def _descends_in_place(self) -> bool:
-        return self.descends and self._native and all(p.is_contiguous() for p in self.params)
+    def _descent_in_place(self) -> InPlace | None:
+        return self._in_place if all(p.is_contiguous() for p in self.params) else None
 
     def commit(self, blocks: Sequence[Stack], before: dict[str, State] | None, alive: Tensor | None) -> None:
         """Bring what the parts assigned back into the buffers, undo it where a leaf is not alive, and count who moved."""
@@ -271,13 +270,7 @@ class Stack:
 
     def _keep(self, before: dict[str, State], alive: Tensor | None) -> None:
         for part, state in self.state.items():
-            for name, buffer in self._buffers[part].items():
-                new = state[name]
-                if alive is not None and part in before:
-                    torch.where(like(alive, new), new, before[part][name], out=buffer)
-                elif new is not buffer:
-                    buffer.copy_(new)
-                state[name] = buffer
+            settle(self._buffers[part], state, alive if part in before else None, before.get(part, {}))
 
     def _read(self, pick: Callable[[Parameter], Tensor]) -> Tensor:
         seen = [pick(p) for p in self.params]
@@ -336,7 +329,3 @@ def _take_over(slot: Tensor, saved: Tensor, leaf: Leaf, key: str) -> None:
     if saved.shape != slot.shape:
         raise ValueError(f"state {key!r} of {leaf.name} has shape {tuple(saved.shape)}, expected {tuple(slot.shape)}")
     slot.copy_(saved)
-
-
-def like(alive: Tensor, x: Tensor) -> Tensor:  # (n,), (n, ...) -> (n, 1, ..., 1)
-    return alive.to(x.device).reshape((-1,) + (1,) * (x.ndim - 1))
