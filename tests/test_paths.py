@@ -265,6 +265,21 @@ def test_no_lr_and_no_shape_compiles_anything_anew(norm, functions):
     assert counters["stats"]["unique_graphs"] == functions
 
 
+def test_matrices_and_kernels_share_what_is_compiled():
+    """Momentum and the writing, each for leaves alone and for leaves together."""
+    shapes = [(8, 4), (8, 4), (9, 4), (16, 3, 3, 3), (16, 3, 3, 3), (8, 3, 3, 3)]
+    norms = {2: ng.norms.RMSToRMS(), 4: ng.norms.Conv(2)}
+    params = [torch.nn.Parameter(torch.randn(s)) for s in shapes]
+    leaves = [(ng.geometry.Leaf(f"{i}", f"{i}", s, "linear", norms[len(s)]),) for i, s in enumerate(shapes)]
+    torch._dynamo.reset()
+    counters.clear()
+    opt = ng.optim.Optimizer([{"params": params, "leaves": leaves}], decay=0.1, compile="aot_eager")
+    for p in params:
+        p.grad = torch.randn_like(p)
+    opt.step()
+    assert counters["stats"]["unique_graphs"] == 4
+
+
 NO_PRODUCTS = [ng.norms.L1ToLinf(), ng.norms.L1ToRMS(), ng.norms.Frobenius()]
 
 

@@ -55,8 +55,8 @@ class Fused:
         """`rule.update`, in the tensors of the state; that of leaves which are not `living` (n,) stays."""
         if "age" in state or not self.compile:
             return self.smooth(rule, G, dict(state), living)
-        flat = {name: x.reshape(len(x), -1) for name, x in state.items()}
-        return self.smooth(rule, G.reshape(len(G), -1), flat, living).reshape(G.shape)
+        flat = {name: _flat(x) for name, x in state.items()}
+        return self.smooth(rule, _flat(G), flat, living).reshape(G.shape)
 
     def written(
         self,
@@ -71,16 +71,20 @@ class Fused:
     ) -> tuple[Tensor, Tensor | None]:  # (n, *shape), (n,) bool
         """`constraint.retract` of what `iterate.write` makes of W, where `moving`; `eta`, `moving` are (n, 1, ..., 1). And
         which leaves are then others in the `dtype` of the parameters, where that takes no pass of its own: compiled."""
-        n = len(W)
         numbers = {name: x.reshape(-1, 1) for name, x in rate._asdict().items() if isinstance(x, Tensor) and x.ndim}
         flags = None if moving is None else moving.reshape(-1, 1)
-        flat = W.reshape(n, -1), D.reshape(n, -1), eta.reshape(-1, 1)
+        flat = _flat(W), _flat(D), eta.reshape(-1, 1)
         told = dtype if self.compile else None
         new, moved = self.write(iterate, constraint, *flat, rate._replace(**numbers), flags, told)
         return new.reshape(W.shape), moved
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Fused, (self.compile,)
+
+
+def _flat(x: Tensor) -> Tensor:  # (n, *shape) -> (n, k)
+    """In the memory of x, and as nobody's view: of those torch compiles one function for each shape of what they view."""
+    return x.reshape(len(x), -1).data
 
 
 def settle(buffers: State, state: State, living: Tensor | None, before: State) -> None:
