@@ -329,4 +329,4 @@ def test_operations_of_a_step(device, width):
             TIGHT(torch.empty(len(stack), *stack.shape, device=CUDA))
     polar = device.launches.total()
     assert polar <= 4 * 32
-    assert step - polar <= 126
+    assert step - polar <= 114

@@ -116,6 +116,8 @@ def apart(x: Tensor, written: Iterable[Tensor]) -> Tensor:
 
 
 def _smooth(rule: Rule, G: Tensor, state: State, living: Tensor | None) -> Tensor:
+    if living is not None and (still := rule.still(state)) is not None:
+        G, living = torch.where(like(living, G), G, still), None
     buffers = dict(state)
     before = {} if living is None else {name: x.clone() for name, x in state.items()}
     M = rule.update(G if living is None else torch.where(like(living, G), G, 0), state)

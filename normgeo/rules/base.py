@@ -44,6 +44,11 @@ class Rule(ABC):
     def update(self, G: Tensor, state: State) -> Tensor:  # (n, *shape) -> (n, *shape)
         """The smoothed gradient M. It may be state itself: nobody else writes to it."""
 
+    def still(self, state: State) -> Tensor | None:  # (n, *shape)
+        """A gradient at which `update` leaves the state as it is, to the bit, if there is one. Where only the device knows
+        whether a gradient is finite, it takes the place of a bad one; otherwise the state is copied in every step."""
+        return None
+
 
 def drop_stale(momentum: Tensor, G: Tensor, age: Tensor, memory: float | Tensor) -> None:
     """Keep in `age` how many steps ago each slice last had a gradient; where that is `memory` steps or more, momentum ← 0.

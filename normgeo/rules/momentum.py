@@ -51,6 +51,9 @@ class Momentum(Rule):
         _forget(G, state, self.beta)
         return torch.lerp(G, m, self.beta) if self.nesterov else m
 
+    def still(self, state: State) -> Tensor | None:
+        return None if "age" in state else state["momentum"]
+
 
 @dataclass(frozen=True)
 class HeavyBall(Rule):

@@ -19,7 +19,8 @@ __all__ = ["check_constraint", "check_rule", "check_step"]
 
 
 def check_rule(rule: Rule, shape: tuple[int, ...] = (3, 2), *, steps: int = 5, seed: int = 0) -> None:
-    """Zero gradients from the start give zero; a stack is its leaves one by one; G is left as it was.
+    """Zero gradients from the start give zero; a stack is its leaves one by one; G is left as it was, and state by the
+    gradient that is said to leave it so.
 
     >>> from normgeo.rules import Momentum
     >>> check_rule(Momentum(0.9))
@@ -39,6 +40,12 @@ def check_rule(rule: Rule, shape: tuple[int, ...] = (3, 2), *, steps: int = 5, s
         assert torch.equal(G, before), "the rule changes the gradient that it is given"
         assert M.shape == G.shape, f"M has shape {tuple(M.shape)}, G has {tuple(G.shape)}"
         torch.testing.assert_close(M, torch.cat(parts))
+    if (still := rule.still(together)) is not None:
+        kept = {name: x.clone() for name, x in together.items()}
+        rule.update(still.clone(), together)
+        assert all(torch.equal(x, kept[name]) for name, x in together.items()), (
+            "`still` does not leave the state as it is"
+        )
 
 
 def check_step(step: StepSize, *, total: int = 100) -> None:
