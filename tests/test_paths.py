@@ -375,6 +375,22 @@ def test_rules_may_assign_what_their_state_was(kind, entrywise, compile):
     assert torch.equal(torch.stack(list(params)), torch.stack(ends))
 
 
+def test_rules_made_of_momentum_keep_what_they_are_without_a_gradient():
+    class Twice(Momentum):
+        def update(self, G, state):
+            return super().update(2 * G, state)
+
+    params = [torch.nn.Parameter(torch.zeros(3, 4)) for _ in range(2)]
+    leaves = [(ng.geometry.Leaf(f"{i}", f"{i}", (3, 4), "linear", ng.norms.L1ToLinf()),) for i in range(2)]
+    opt = ng.optim.Optimizer([{"params": params, "leaves": leaves}], rule=Twice(0.5))
+    for p in params:
+        p.grad = torch.ones(3, 4)
+    opt.step()
+    params[0].grad = None
+    opt.step()
+    assert [float(opt.state[p]["rule.momentum"].mean()) for p in params] == [1.0, 1.5]
+
+
 def test_state_that_init_does_not_return_is_refused():
     """It would neither be saved nor be there in the next step."""
 
