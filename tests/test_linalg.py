@@ -73,6 +73,11 @@ def test_sizes_of_many_equal_entries(value):
     assert newton_schulz._unit(x)[0, 0].item() == pytest.approx(2**-11, rel=5e-6)
 
 
+def test_l2_of_numbers_is_their_size():
+    x = torch.tensor([-3.0, 0.0, 1e30])
+    assert torch.equal(l2(x, 0), x.abs())
+
+
 def test_l2_of_zero_and_nan():
     assert l2(torch.zeros(3), 1).item() == 0
     assert l2(torch.tensor([1.0, torch.nan]), 1).isnan().all()

@@ -62,4 +62,4 @@ class Sphere(Measured):
         return W * (radius / torch.where(size == 0, 1, size))
 
     def size(self, W: Tensor) -> Tensor:
-        return l2(W, W.ndim - 1) if self.frobenius and W.ndim > 1 else super().size(W)
+        return l2(W, W.ndim - 1) if self.frobenius else super().size(W)

@@ -52,9 +52,10 @@ def l2_in_range(x: Tensor, ndim: int) -> Tensor:  # (*b, *d) -> (*b, 1, ..., 1)
     >>> l2_in_range(torch.ones(2, 4, 4), ndim=2).flatten()
     tensor([4., 4.])
     """
+    size = x.abs() if ndim == 0 else x
     for axis in range(-1, -ndim - 1, -1):
-        x = torch.linalg.vector_norm(x, dim=axis, keepdim=True)
-    return x
+        size = torch.linalg.vector_norm(size, dim=axis, keepdim=True)
+    return size
 
 
 def in_range(sizes: Tensor) -> bool:

@@ -53,6 +53,5 @@ class AdamNorm(StepSize):
 
 def _length(x: Tensor) -> Tensor:  # (n, *shape) -> (n,) in float64, in which only squares of float64 overflow
     if x.dtype == torch.float64 or host_sees(x):
-        x = x if x.ndim > 1 else x.unsqueeze(1)  # numbers have sizes too
         return l2(x, x.ndim - 1).flatten().double()
     return torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1, dtype=torch.float64)
