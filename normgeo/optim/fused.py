@@ -90,6 +90,8 @@ def _flat(x: Tensor) -> Tensor:  # (n, *shape) -> (n, k)
 def settle(buffers: State, state: State, living: Tensor | None, before: State) -> None:
     """Bring what a part has assigned into the buffers, and those of leaves that are not `living` (n,) back to what was
     `before`."""
+    if not state and not buffers:  # as most parts
+        return
     if state.keys() != buffers.keys():
         raise ValueError(
             f"a part has {sorted(state)} in its state, but its init returned {sorted(buffers)}: return all of it from init"
