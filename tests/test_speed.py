@@ -85,6 +85,7 @@ def test_on_a_device_each_policy_is_timed_with_and_without_the_kernel(monkeypatc
 
 
 @for_fake_cuda
+@pytest.mark.slow
 def test_what_is_timed_on_a_device_runs_there(monkeypatch):
     def made(width, depth, device, vocabulary=65):
         with torch.device("meta"):
